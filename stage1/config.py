@@ -1,0 +1,149 @@
+"""One frozen `StudyConfig` per run: YAML presets, notebook parameters, and errors that name the field."""
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+PRESETS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Everything a run depends on. Fields are checked on construction; TypeError or ValueError names the field."""
+
+    preset: str = "quick"
+    """Name of the preset the values came from; also the folder of its records under `runs/`."""
+
+    seed: int = 0
+    """Seeds the corpus, the choice of examples, and later the adapters (dimensionless, >= 0)."""
+
+    threads: int = 0
+    """CPU threads for torch in this process; 0 leaves torch's own choice."""
+
+    # data
+    data: str = "almanac"
+    """`almanac` (built in), a dataset id on the hub such as `rajpurkar/squad`, a SQuAD v1.1 JSON file, or a folder
+    written by `datasets.save_to_disk`."""
+
+    train_examples: int = 10_000
+    """Questions to train on (examples, before those whose answer is cut are dropped)."""
+
+    selection_examples: int = 500
+    """Questions to choose hyperparameters on (examples); they share no article with the others."""
+
+    test_examples: int = 1_000
+    """Questions to report on (examples)."""
+
+    test_names: typing.Literal["seen", "unseen"] = "unseen"
+    """Almanac only: whether test passages use names that training passages may contain, or names held out of them."""
+
+    prompt_template: typing.Literal["plain", "chat"] = "plain"
+    """`plain` is "Context: ... Question: ... Answer:"; `chat` is the tokenizer's own chat template."""
+
+    max_prompt_tokens: int = 160
+    """Length budget of a prompt (tokens, begin token included). A longer prompt loses the end of its context."""
+
+    max_answer_tokens: int = 20
+    """Length budget of a gold answer (tokens, end token included); longer training answers are dropped."""
+
+    # language model
+    language_model: str = "shipped"
+    """`shipped` (in the package), a local folder with safetensors, or a model id on the hub."""
+
+    dtype: typing.Literal["float32", "bfloat16"] = "float32"
+    """Precision of the frozen language model."""
+
+    device: typing.Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU where there is one."""
+
+    # evaluation
+    max_new_tokens: int = 20
+    """Length at which greedy generation stops if the end token has not come (tokens)."""
+
+    eval_batch_size: int = 64
+    """Prompts generated for at a time (examples)."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_type(field.name, getattr(self, field.name), typing.get_type_hints(type(self))[field.name])
+        for name in ("seed", "threads", "train_examples", "selection_examples"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
+        for name in ("test_examples", "max_prompt_tokens", "max_answer_tokens", "max_new_tokens", "eval_batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "one or more")
+
+    def replace(self, **changes) -> "StudyConfig":
+        """A copy with some fields changed; unknown names are refused."""
+        check_names(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def require(condition: bool, name: str, value, allowed: str) -> None:
+    """Raise ValueError naming the field, its value and what is allowed, unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name}={value!r}: expected {allowed}")
+
+
+def check_type(name: str, value, expected) -> None:
+    """Raise TypeError (or ValueError for a Literal) unless the value has the field's type; an int serves as a float."""
+    if typing.get_origin(expected) is typing.Literal:
+        choices = typing.get_args(expected)
+        hint = nearest(value, choices) if isinstance(value, str) else ""
+        return require(value in choices, name, value, f"one of {', '.join(map(repr, choices))}{hint}")
+    fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
+    if not fits or (isinstance(value, bool) and expected is not bool):
+        hint = ""
+        if isinstance(value, str):
+            hint = {bool: " (write True or False, capitalised)", float: " (write 1.0e-4, not 1e-4)"}.get(expected, "")
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected {expected.__name__}{hint}")
+
+
+def nearest(name: str, names) -> str:
+    """`; did you mean 'x'?`, or nothing where no name is close."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_names(given, also=()) -> None:
+    """Raise ValueError for a name that is no field of StudyConfig (nor in `also`), with the nearest one that is."""
+    fields = [field.name for field in dataclasses.fields(StudyConfig)]
+    for name in given:
+        if name not in fields and name not in also:
+            raise ValueError(f"unknown parameter {name!r}{nearest(name, [*fields, *also])}")
+
+
+def load_preset(name: str) -> StudyConfig:
+    """The preset `configs/<name>.yaml`, or any YAML file by its path. Raises ValueError for an unknown one."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
+        raise ValueError(f"preset={name!r}: expected one of {', '.join(known)}, or a YAML file{nearest(name, known)}")
+    values = yaml.safe_load(path.read_text("utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected `field: value` lines, found {type(values).__name__}")
+    return StudyConfig(preset=path.stem).replace(**values)
+
+
+def from_notebook(namespace: dict, also: typing.Sequence[str] = ()) -> StudyConfig:
+    """The config a notebook's parameters ask for: its `preset`, with every other parameter that is not None on top.
+
+    Call it as `from_notebook(globals())` before anything else is assigned. Every plain value in the namespace counts as
+    a parameter, so a misspelled `papermill -p` stops here, where papermill itself only warns. `also` names parameters
+    that belong to the notebook and not to the config.
+    """
+    parameters = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_")
+        and name not in ("In", "Out")
+        and isinstance(value, str | int | float | list | tuple | dict | None)
+    }
+    check_names(parameters, also)
+    preset = load_preset(parameters.get("preset", "quick"))
+    return preset.replace(**{n: v for n, v in parameters.items() if v is not None and n not in ("preset", *also)})

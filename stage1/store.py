@@ -1,0 +1,94 @@
+"""The only module that knows folders: run names, atomic writes, and records that say where they come from."""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "pandas")
+
+
+class RecordError(RuntimeError):
+    """A record is missing, truncated or not what was asked for."""
+
+
+def run_folder(preset: str) -> Path:
+    """Where the records of a preset go: `runs/<preset>` in the repository, or under $STAGE1_RUNS."""
+    return Path(os.environ.get("STAGE1_RUNS", ROOT / "runs")) / preset
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)  # mkstemp makes it private
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, record: dict) -> Path:
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=True) + "\n"
+    return write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def read_json(path: Path) -> dict:
+    """The record. Raises RecordError with the path where it is missing or truncated."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise RecordError(f"{path}: no such record; run the notebook before this one, or `make report`") from error
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path}: truncated or malformed ({error}); delete it and run its step again") from error
+
+
+def write_table(path: Path, table: pd.DataFrame) -> Path:
+    return write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The parquet table. Raises RecordError with the path where it is missing or truncated."""
+    if not path.is_file():
+        raise RecordError(f"{path}: no such table; run the notebook before this one, or `make report`")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise RecordError(f"{path}: truncated or malformed ({error}); delete it and run its step again") from error
+
+
+def provenance() -> dict:
+    """What a record needs to be traced: the commit, whether files differ from it, versions and the machine."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " cpu",
+    }
+
+
+def git(*arguments: str) -> str:
+    """Git's answer about the repository, or "" outside one."""
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
