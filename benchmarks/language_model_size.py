@@ -18,7 +18,7 @@ import torch
 
 from stage1 import almanac, evaluate, pretrain
 from stage1.config import StudyConfig
-from stage1.data import encode
+from stage1.prompts import encode
 from stage1.language_model import FrozenLM, load
 
 

@@ -118,12 +118,17 @@ def check_names(given, also=()) -> None:
             raise ValueError(f"unknown parameter {name!r}{nearest(name, [*fields, *also])}")
 
 
+def presets() -> list[str]:
+    """Names of the presets in `configs/`."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
 def load_preset(name: str) -> StudyConfig:
     """The preset `configs/<name>.yaml`, or any YAML file by its path. Raises ValueError for an unknown one."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
-        raise ValueError(f"preset={name!r}: expected one of {', '.join(known)}, or a YAML file{nearest(name, known)}")
+        known = ", ".join(presets())
+        raise ValueError(f"preset={name!r}: expected one of {known}, or a YAML file{nearest(name, presets())}")
     values = yaml.safe_load(path.read_text("utf-8")) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected `field: value` lines, found {type(values).__name__}")
@@ -145,5 +150,7 @@ def from_notebook(namespace: dict, also: typing.Sequence[str] = ()) -> StudyConf
         and isinstance(value, str | int | float | list | tuple | dict | None)
     }
     check_names(parameters, also)
-    preset = load_preset(parameters.get("preset", "quick"))
-    return preset.replace(**{n: v for n, v in parameters.items() if v is not None and n not in ("preset", *also)})
+    preset = parameters.get("preset", "quick")
+    check_type("preset", preset, str)
+    changes = {name: value for name, value in parameters.items() if value is not None and name not in ("preset", *also)}
+    return load_preset(preset).replace(**changes)

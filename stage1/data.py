@@ -1,15 +1,12 @@
-"""Examples and prompts: three sources behind one function, splits by article, templates, tokens and their counts."""
+"""Examples: three sources behind one function, in SQuAD's schema, in splits that share no article."""
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from stage1 import almanac
 from stage1.config import StudyConfig, require
@@ -19,9 +16,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "selection", "test")
 HELD_OUT = 0.1  # share of a source's articles that go to selection, and to test where the source has no test split
-
-
-# ---------------------------------------------------------------- sources
 
 
 def load_split(config: StudyConfig, split: str) -> "datasets.Dataset":
@@ -56,7 +50,13 @@ def read_source(data: str) -> "datasets.DatasetDict":
             f"data={data!r}: expected 'almanac', a hub id 'owner/name', an existing SQuAD .json file, "
             "or a folder written by datasets.save_to_disk"
         )
-    return datasets.load_dataset(data)
+    try:
+        return datasets.load_dataset(data)
+    except OSError as error:  # unreachable, unknown and gated datasets alike
+        raise OSError(
+            f"data={data!r} cannot be loaded from the hub: expected 'almanac', a dataset id you have access to "
+            f"(huggingface-cli login), or a local SQuAD .json file. {error}"
+        ) from error
 
 
 def read_squad_json(path: Path) -> pa.Table:
@@ -111,99 +111,3 @@ def split_by_article(source: "datasets.DatasetDict", seed: int) -> dict[str, "da
         rows.get(title, []).append(index)
     picked = {split: pool.select([i for title in group for i in rows[title]]) for split, group in groups.items()}
     return picked | ({"test": reserved} if own_test else {})
-
-
-# ---------------------------------------------------------------- prompts
-
-
-def render(tokenizer: PreTrainedTokenizerBase, template: str, context: str, question: str, answer: str = "x"):
-    """The prompt and the answer as text, under the `plain` template or the tokenizer's `chat` template.
-
-    The chat answer is what the template writes after the prompt, up to where the assistant's turn ends. Raises
-    ValueError where the tokenizer has no chat template, or one whose prompt is not the beginning of the whole chat.
-    """
-    if template == "plain":
-        return f"Context: {context}\nQuestion: {question}\nAnswer:", f" {answer}{tokenizer.eos_token}"
-    if not tokenizer.chat_template:
-        raise ValueError("prompt_template='chat': this tokenizer has no chat template; expected 'plain'")
-    turns = [{"role": "user", "content": f"Context: {context}\nQuestion: {question}"}]
-    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    turns.append({"role": "assistant", "content": answer})
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    if not whole.startswith(prompt):
-        raise ValueError("prompt_template='chat': the template rewrites the prompt once it is answered")
-    return prompt, whole[len(prompt) :]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of some examples. Row i of every list belongs to example i."""
-
-    ids: list[str]
-    titles: list[str]
-    golds: list[list[str]]
-    prompts: list[list[int]]
-    """Begin token, context, question and answer cue; at most `max_prompt_tokens` each."""
-    answers: list[list[int]]
-    """First gold answer and the end token, without a begin token."""
-    shortened: int
-    """Prompts that lost the end of their context."""
-    dropped: int
-    """Training examples left out because their answer was cut."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def encode_prompt(tokenizer, config: StudyConfig, context: str, question: str) -> tuple[list[int], int]:
-    """Token ids of a prompt within the budget, and how many characters of the context it keeps.
-
-    Raises ValueError where question and answer cue alone exceed the budget.
-    """
-    special = config.prompt_template == "plain"  # a chat template writes its own begin token
-    budget, kept = config.max_prompt_tokens, context
-    while True:
-        prompt, _ = render(tokenizer, config.prompt_template, kept, question)
-        ids = tokenizer(prompt, add_special_tokens=special)["input_ids"]
-        if len(ids) <= budget:
-            return ids, len(kept)
-        if not kept:
-            allowed = f"at least {len(ids)}, what the question {question!r} needs without any context"
-            raise ValueError(f"max_prompt_tokens={budget}: expected {allowed}")
-        spans = tokenizer(kept, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        keep = max(0, len(spans) - (len(ids) - budget))
-        kept = kept[: spans[keep - 1][1]] if keep else ""
-
-
-def encode_answer(tokenizer, config: StudyConfig, answer: str) -> list[int]:
-    """Token ids of an answer as it follows the prompt: no begin token, the end token last."""
-    _, text = render(tokenizer, config.prompt_template, "", "", answer)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id in ids:  # a chat template may write a line break after the end of turn
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return [*ids, tokenizer.eos_token_id]
-
-
-def encode(examples: Iterable[Mapping], tokenizer, config: StudyConfig, training: bool = False) -> Encoded:
-    """Tokenize SQuAD rows. With `training`, leave out examples whose first gold answer the budgets cut."""
-    columns: dict[str, list] = {name: [] for name in ("ids", "titles", "golds", "prompts", "answers")}
-    shortened = dropped = 0
-    for row in examples:
-        gold, start = row["answers"]["text"][0], row["answers"]["answer_start"][0]
-        prompt, kept = encode_prompt(tokenizer, config, row["context"], row["question"])
-        answer = encode_answer(tokenizer, config, gold)
-        shortened += kept < len(row["context"])
-        if training and (start + len(gold) > kept or len(answer) > config.max_answer_tokens):
-            dropped += 1
-            continue
-        for name, value in zip(columns, (row["id"], row["title"], row["answers"]["text"], prompt, answer), strict=True):
-            columns[name].append(value)
-    return Encoded(**columns, shortened=shortened, dropped=dropped)
-
-
-def token_counts(prompts: Iterable[Sequence[int]], vocabulary_size: int) -> np.ndarray:
-    """How often each token occurs in the prompts: int64 [V], from one pass in memory that does not grow with them."""
-    counts = np.zeros(vocabulary_size, dtype=np.int64)
-    for prompt in prompts:
-        np.add.at(counts, prompt, 1)
-    return counts

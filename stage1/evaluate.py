@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from stage1.data import Encoded
+from stage1.prompts import Encoded
 from stage1.language_model import FrozenLM
 from stage1.scoring import exact_match, f1
 

@@ -31,7 +31,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 
 from stage1 import almanac, evaluate, store
 from stage1.config import StudyConfig
-from stage1.data import encode, render
+from stage1.prompts import encode, render
 from stage1.language_model import FrozenLM, load
 from stage1.scoring import mean_interval
 

@@ -1,5 +1,6 @@
 """The only module that knows folders: run names, atomic writes, and records that say where they come from."""
 
+import hashlib
 import json
 import os
 import platform
@@ -12,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from stage1.config import StudyConfig, load_preset, presets
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "pandas")
 
@@ -20,9 +23,24 @@ class RecordError(RuntimeError):
     """A record is missing, truncated or not what was asked for."""
 
 
-def run_folder(preset: str) -> Path:
-    """Where the records of a preset go: `runs/<preset>` in the repository, or under $STAGE1_RUNS."""
-    return Path(os.environ.get("STAGE1_RUNS", ROOT / "runs")) / preset
+def runs_folder() -> Path:
+    """`runs/` in the repository, or $STAGE1_RUNS."""
+    return Path(os.environ.get("STAGE1_RUNS", ROOT / "runs"))
+
+
+def run_name(config: StudyConfig) -> str:
+    """The preset's name, and where fields differ from the preset a digest of them: no two configs share a folder."""
+    preset = load_preset(config.preset).to_dict() if config.preset in presets() else {}
+    changed = {name: value for name, value in config.to_dict().items() if preset.get(name) != value}
+    changed.pop("preset", None)
+    if not changed:
+        return config.preset
+    return f"{config.preset}-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def run_folder(config: StudyConfig) -> Path:
+    """Where the records of a config go."""
+    return runs_folder() / run_name(config)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
@@ -40,7 +58,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
 
 
 def write_json(path: Path, record: dict) -> Path:
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=True) + "\n"
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     return write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
@@ -66,6 +84,11 @@ def read_table(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise RecordError(f"{path}: truncated or malformed ({error}); delete it and run its step again") from error
+
+
+def write_record(path: Path, config: StudyConfig, results: dict) -> Path:
+    """Results as JSON, with the config that gave them and their provenance."""
+    return write_json(path, {"config": config.to_dict(), "results": results, "provenance": provenance()})
 
 
 def provenance() -> dict:

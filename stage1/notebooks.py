@@ -1,0 +1,55 @@
+"""Runs a notebook through papermill and renders it: one step of the DAG in the Snakefile.
+
+    python -m stage1.notebooks notebooks/01_data_and_pca.ipynb quick reports/quick/01_data_and_pca.html
+
+The executed notebook goes to `runs/<preset>/notebooks/` cell by cell, so a failed run can be looked at; the HTML page
+appears whole, at the end. A lock per step keeps a second run waiting, also one whose parent was killed and left it behind.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+from filelock import FileLock, Timeout
+from nbconvert import HTMLExporter
+
+from stage1 import store
+
+
+def execute(notebook: Path, preset: str, executed: Path) -> None:
+    """Execute the notebook with the preset; raises papermill's PapermillExecutionError where a cell fails."""
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(executed.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{executed}: another run of this step is still going; waiting for it to end", file=sys.stderr)
+        lock.acquire()
+    try:
+        papermill.execute_notebook(notebook, executed, {"preset": preset}, kernel_name="python3", progress_bar=False)
+    finally:
+        lock.release()
+
+
+def render(executed: Path, page: Path) -> None:
+    """A self-contained HTML page of the executed notebook, code left out, images inside."""
+    exporter = HTMLExporter(template_name="lab", exclude_input=True, exclude_input_prompt=True, embed_images=True)
+    html, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
+    store.write_atomically(page, lambda temporary: temporary.write_text(html, "utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stage1.notebooks", description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("preset")
+    parser.add_argument("page", type=Path, help="where the HTML page goes")
+    arguments = parser.parse_args()
+    executed = store.runs_folder() / arguments.preset / "notebooks" / arguments.notebook.name
+    execute(arguments.notebook, arguments.preset, executed)
+    render(executed, arguments.page)
+
+
+if __name__ == "__main__":
+    main()
