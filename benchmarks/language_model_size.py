@@ -3,8 +3,8 @@
     python benchmarks/language_model_size.py train FOLDER 192x4 192x6 256x4     # one GPU, about 2 minutes each
     python benchmarks/language_model_size.py measure FOLDER                     # CPU, prints the table
 
-Training examples/s: forward and backward through the frozen model to its input embeddings, logits at the answer, batches
-of 32. Generation examples/s: greedy answers from embeddings, batches of 64. Both on the almanac's own test questions.
+Training examples/s: forward and backward through the frozen model to its input embeddings, logits at the answer,
+batches of 32. Generation examples/s: greedy answers from embeddings, batches of 64. Both on almanac test questions.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import torch
 
 from stage1 import almanac, evaluate, pretrain
 from stage1.config import StudyConfig
-from stage1.prompts import encode
 from stage1.language_model import FrozenLM, load
+from stage1.prompts import encode
 
 
 def train(folder: Path, shapes: list[str], options: dict) -> None:
@@ -64,8 +64,9 @@ def measure(folder: Path) -> pd.DataFrame:
         f1 = pd.DataFrame({**score, "f1": score["f1"]["mean"]} for score in record["scores"]).groupby("names")["f1"]
         rows.append(
             {
-                "shape": path.parent.name,
+                "shape": f"{lm.model.config.hidden_size}x{lm.model.config.num_hidden_layers}",
                 "parameters": record["parameters"],
+                "steps": record["config"]["steps"],
                 "F1 seen": f1.mean()["seen"],
                 "F1 unseen": f1.mean()["unseen"],
                 "GPU training s": record["seconds"]["train"],

@@ -2,23 +2,20 @@
 
 An article describes one invented region. Each of its passages sets two or three subjects of one kind beside each other
 with the same relations, so that every question has distractors, and each passage carries three extractive questions.
-The grammar (statements, questions, names, word lists) is `assets/almanac.yaml`; this module rolls the dice.
+`grammar` holds the statements, questions, names and word lists; this module rolls the dice.
 
 Text depends on (seed, split, names, article index) alone: each article has its own generator, and only
 `random.Random.random` is used, whose sequence Python guarantees across versions and machines.
 """
 
-import bisect
-import itertools
 import random
-import re
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
-from importlib import resources
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
-import yaml
+
+from stage1.grammar import Relation, grammar
 
 if TYPE_CHECKING:
     import datasets
@@ -27,7 +24,6 @@ PASSAGES_PER_ARTICLE = 4
 QUESTIONS_PER_PASSAGE = 3
 EXAMPLES_PER_ARTICLE = PASSAGES_PER_ARTICLE * QUESTIONS_PER_PASSAGE
 SHORTEST, LONGEST = 320, 400  # characters of a passage before another filler is added; drawn anew for each
-HELD_OUT = 0.2  # share of each name stock that only names="unseen" may use
 SHORT_NAME = 0.25  # chance that a statement calls a person by surname alone
 SQUAD_SCHEMA = pa.schema(
     {
@@ -38,46 +34,6 @@ SQUAD_SCHEMA = pa.schema(
         "answers": pa.struct({"text": pa.list_(pa.string()), "answer_start": pa.list_(pa.int32())}),
     }
 )
-
-
-class Words(NamedTuple):
-    """Words in order of frequency, drawn with Zipf-Mandelbrot weights 1 / (rank + 10): a long tail, no runaway head."""
-
-    words: tuple[str, ...]
-    cumulative: tuple[float, ...]
-
-    @classmethod
-    def of(cls, words) -> "Words":
-        # Sums of quotients only: exact under IEEE 754, so the table is the same on every machine.
-        return cls(tuple(words), tuple(itertools.accumulate(1 / (rank + 10) for rank in range(len(words)))))
-
-    def draw(self, rng) -> str:
-        return self.words[bisect.bisect(self.cumulative, rng() * self.cumulative[-1])]
-
-
-class Statement(NamedTuple):
-    """A sentence template cut at its two slots."""
-
-    before: str
-    between: str
-    after: str
-    subject_first: bool
-
-
-class Relation(NamedTuple):
-    make_answer: str
-    argument: str
-    statements: tuple[Statement, ...]
-    questions: tuple[str, ...]
-    reverse: tuple[str, ...]
-
-
-class Grammar(NamedTuple):
-    kinds: dict[str, tuple[Relation, ...]]
-    lists: dict[str, tuple[Words, ...]]
-    names: dict[str, Words]
-    fillers: tuple[tuple[str, ...], ...]
-    months: tuple[str, ...]
 
 
 class Value(NamedTuple):
@@ -94,46 +50,6 @@ class Fact(NamedTuple):
     subject_start: int  # character offsets in the passage
     answer_start: int
     shortened: bool  # the statement calls its subject by surname
-
-
-def name_stocks(rows_by_stock: dict, names: str) -> dict[str, Words]:
-    """Every stock's `seen` or `unseen` words; no word stands in two stocks, so unseen words are new everywhere."""
-    taken, stocks = set(), {}
-    for stock, rows in rows_by_stock.items():
-        words = [word for word in map("".join, itertools.product(*rows)) if word not in taken]
-        words = list(dict.fromkeys(words))
-        taken.update(words)
-        rng = random.Random(f"names of {stock}").random
-        words.sort(key=lambda _: rng())
-        held_out = int(HELD_OUT * len(words))
-        stocks[stock] = Words.of(words[:held_out] if names == "unseen" else words[held_out:])
-    return stocks
-
-
-def read_statement(template: str) -> Statement:
-    before, first, between, _, after = re.split(r"(\{[sa]\})", template)
-    return Statement(before, between, after, first == "{s}")
-
-
-def read_relation(entry: dict) -> Relation:
-    maker, _, argument = entry["answer"].partition(":")
-    statements = tuple(map(read_statement, entry["statements"]))
-    return Relation(maker, argument, statements, tuple(entry["questions"]), tuple(entry.get("reverse", ())))
-
-
-@cache
-def grammar(names: str) -> Grammar:
-    """The grammar with the `seen` or the `unseen` names. Raises ValueError on any other word."""
-    if names not in ("seen", "unseen"):
-        raise ValueError(f"names={names!r}: expected 'seen' or 'unseen'")
-    raw = yaml.safe_load(resources.files("stage1").joinpath("assets/almanac.yaml").read_text("utf-8"))
-    return Grammar(
-        kinds={kind: tuple(map(read_relation, entries.values())) for kind, entries in raw["kinds"].items()},
-        lists={name: tuple(map(Words.of, rows)) for name, rows in raw["lists"].items()},
-        names=name_stocks(raw["names"], names),
-        fillers=tuple(tuple(re.split(r"\{(\w+)\}", filler)) for filler in raw["fillers"]),
-        months=tuple(raw["months"]),
-    )
 
 
 class Writer:
@@ -243,7 +159,7 @@ class Writer:
         """Shuffled sentences as one text, and the facts in it with offsets in that text."""
         self.used.clear()
         kind = self.one(tuple(self.grammar.kinds))
-        subjects, relations = ((2, 3) if self.rng() < 0.5 else (3, 2))
+        subjects, relations = (2, 3) if self.rng() < 0.5 else (3, 2)
         relations = self.sample(self.grammar.kinds[kind], relations)
         subjects = [getattr(self, kind)() for _ in range(subjects)]
         sentences = [self.state(relation, kind, subject) for relation in relations for subject in subjects]
@@ -255,8 +171,9 @@ class Writer:
         sentences = self.sample(sentences, len(sentences))
         for sentence, fact in sentences:
             if fact:
-                starts = dict(subject_start=fact.subject_start + offset, answer_start=fact.answer_start + offset)
-                facts.append(fact._replace(**starts))
+                facts.append(
+                    fact._replace(subject_start=fact.subject_start + offset, answer_start=fact.answer_start + offset)
+                )
             offset += len(sentence) + 1
         return " ".join([sentence for sentence, _ in sentences]), facts
 

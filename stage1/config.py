@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,13 +130,16 @@ def load_preset(name: str) -> StudyConfig:
     if not path.is_file():
         known = ", ".join(presets())
         raise ValueError(f"preset={name!r}: expected one of {known}, or a YAML file{nearest(name, presets())}")
-    values = yaml.safe_load(path.read_text("utf-8")) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected `field: value` lines, found {type(values).__name__}")
+    try:
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"{path}: expected `field: value` lines, found {values!r}")
     return StudyConfig(preset=path.stem).replace(**values)
 
 
-def from_notebook(namespace: dict, also: typing.Sequence[str] = ()) -> StudyConfig:
+def from_notebook(namespace: dict, also: Sequence[str] = ()) -> StudyConfig:
     """The config a notebook's parameters ask for: its `preset`, with every other parameter that is not None on top.
 
     Call it as `from_notebook(globals())` before anything else is assigned. Every plain value in the namespace counts as

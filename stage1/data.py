@@ -21,8 +21,8 @@ HELD_OUT = 0.1  # share of a source's articles that go to selection, and to test
 def load_split(config: StudyConfig, split: str) -> "datasets.Dataset":
     """The config's examples of one split (`train`, `selection` or `test`) in SQuAD's schema, seeded.
 
-    Splits share no article (title). Raises ValueError for an unknown split or a source with too few examples, and
-    FileNotFoundError or ValueError, with the place, for a file that is missing or malformed.
+    Splits share no article (title). Raises ValueError for an unknown split, a source with too few examples or an answer
+    that is not in its context, and FileNotFoundError or ValueError for a file that is missing or malformed.
     """
     require(split in SPLITS, "split", split, f"one of {', '.join(SPLITS)}")
     wanted = getattr(config, f"{split}_examples")
@@ -32,7 +32,10 @@ def load_split(config: StudyConfig, split: str) -> "datasets.Dataset":
     examples = split_by_article(read_source(config.data), config.seed)[split]
     order = random.Random(f"examples {config.seed}").sample(range(len(examples)), len(examples))
     require(wanted <= len(examples), f"{split}_examples", wanted, f"at most {len(examples)}, all that the source has")
-    return examples.select(order[:wanted])
+    examples = examples.select(order[:wanted])
+    for example in examples:
+        check_answers(example, config.data)
+    return examples
 
 
 def read_source(data: str) -> "datasets.DatasetDict":
@@ -77,7 +80,7 @@ def read_squad_json(path: Path) -> pa.Table:
             for paragraph in article["paragraphs"]
             for qa in paragraph["qas"]
         ]
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # malformed JSON, or bytes that are no text
         raise ValueError(f"{path}: not JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not in SQuAD v1.1 form: {type(error).__name__} {error}") from error
@@ -92,6 +95,10 @@ def check_answers(row: Mapping, source: str) -> None:
     if not texts:
         raise ValueError(f"{source}: question {row['id']!r} has no answer; SQuAD v1.1 questions have at least one")
     for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not isinstance(start, int):
+            raise ValueError(
+                f"{source}: question {row['id']!r} has answer {text!r} at {start!r}; expected text and offset"
+            )
         if row["context"][start : start + len(text)] != text:
             raise ValueError(f"{source}: answer {text!r} of question {row['id']!r} is not in its context at {start}")
 

@@ -1,5 +1,6 @@
 """What the frozen model answers: batched greedy generation under each condition, scored per example."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from stage1.prompts import Encoded
+from stage1.config import StudyConfig
 from stage1.language_model import FrozenLM
+from stage1.prompts import Encoded
 from stage1.scoring import exact_match, f1
 
 Embed = Callable[[Int[Tensor, "B T"]], Float[Tensor, "B T D"]]
@@ -72,7 +74,7 @@ def generate(
     """Greedy answers to all prompts, in the order given. Batches are of similar length; padding moves no position."""
     answers: dict[int, Answer] = {}
     batches = by_length(prompts, batch_size)
-    for batch in tqdm(batches, desc=description, disable=len(batches) < 4):
+    for batch in tqdm(batches, desc=description, file=sys.stdout):
         answers |= zip(batch, generate_batch(lm, [prompts[i] for i in batch], embed, max_new_tokens), strict=True)
     return [answers[i] for i in range(len(prompts))]
 
@@ -94,7 +96,7 @@ def score_answers(encoded: Encoded, answers: Sequence[Answer], condition: str) -
     )
 
 
-def evaluate(lm: FrozenLM, encoded: Encoded, condition: str, config) -> pd.DataFrame:
+def evaluate(lm: FrozenLM, encoded: Encoded, condition: str, config: StudyConfig) -> pd.DataFrame:
     """Generate and score under `text` (token ids) or `embeddings` (the same ids through the embedding table)."""
     conditions = {"text": None, "embeddings": lm.embed}
     if condition not in conditions:

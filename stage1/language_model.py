@@ -3,12 +3,15 @@
 import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from stage1.config import StudyConfig
 
@@ -54,7 +57,7 @@ class FrozenLM:
     def checksum(self) -> str:
         """A digest of every parameter and buffer, bit for bit, computed where the weights are."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in sorted([*self.model.named_parameters(), *self.model.named_buffers()], key=itemgetter(0)):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {bit_sums(tensor)}".encode())
         return digest.hexdigest()
 
@@ -76,8 +79,8 @@ def bit_sums(tensor: Tensor) -> list[int]:
     sums = torch.zeros(2, dtype=torch.int64, device=tensor.device)
     for chunk in tensor.detach().contiguous().view(-1).view(bits).split(1 << 24):
         chunk = chunk.to(torch.int64)
-        place = torch.arange(1, 2 * len(chunk), 2, device=chunk.device)
-        # Odd multipliers are invertible modulo 2^64: a change of one value always shows. The order of chunks counts too.
+        place = 2 * torch.arange(len(chunk), device=chunk.device) + 1
+        # Odd multipliers are invertible modulo 2^64: a change of one value always shows. So does the order of chunks.
         sums = sums * 3 + torch.stack([chunk.sum(), (chunk * place).sum()])
     return sums.tolist()
 
@@ -99,7 +102,7 @@ def resolve(name: str) -> str:
         return name
     if not path.is_dir():
         raise FileNotFoundError(f"language_model={name!r}: expected 'shipped', a folder, or a hub id 'owner/name'")
-    for pattern in ("config.json", "*.safetensors"):
+    for pattern in ("config.json", "*.safetensors", "tokenizer*"):
         if not any(path.glob(pattern)):
             raise FileNotFoundError(f"language_model={name!r}: the folder has no {pattern}")
     return str(path)
@@ -108,17 +111,22 @@ def resolve(name: str) -> str:
 def load(config: StudyConfig) -> FrozenLM:
     """The config's language model in evaluation mode, every parameter frozen; safetensors only, no remote code.
 
-    Raises FileNotFoundError for an incomplete folder, and OSError for a model that the hub does not give.
+    Raises FileNotFoundError for an incomplete folder, and OSError for a model that the hub does not give or that cannot
+    be read.
     """
     source = resolve(config.language_model)
+    if source == str(SHIPPED):
+        logging.disable_progress_bar()  # it loads in a blink
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         # The dtype is always passed: from_pretrained would otherwise keep the one the weights were saved in.
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), use_safetensors=True)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise OSError(
             f"language_model={config.language_model!r} cannot be loaded: expected 'shipped', a local folder with "
             f"safetensors, or a hub model you have access to (huggingface-cli login). {error}"
         ) from error
+    # A model may come with sampling or penalties of its own: only its end tokens are kept.
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=model.generation_config.eos_token_id)
     model.requires_grad_(False).eval().to(choose_device(config.device))
     return FrozenLM(model, tokenizer, config.language_model)

@@ -3,7 +3,7 @@
     python -m stage1.notebooks notebooks/01_data_and_pca.ipynb quick reports/quick/01_data_and_pca.html
 
 The executed notebook goes to `runs/<preset>/notebooks/` cell by cell, so a failed run can be looked at; the HTML page
-appears whole, at the end. A lock per step keeps a second run waiting, also one whose parent was killed and left it behind.
+appears whole, at the end. A lock per step keeps a second run waiting, also for a run whose parent was killed.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import nbformat
 import papermill
 from filelock import FileLock, Timeout
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from stage1 import store
 
@@ -34,8 +35,11 @@ def execute(notebook: Path, preset: str, executed: Path) -> None:
 
 
 def render(executed: Path, page: Path) -> None:
-    """A self-contained HTML page of the executed notebook, code left out, images inside."""
-    exporter = HTMLExporter(template_name="lab", exclude_input=True, exclude_input_prompt=True, embed_images=True)
+    """A self-contained HTML page of the executed notebook: code left out, images inside, nothing from the network."""
+    exporter = HTMLExporter(template_name="lab", embed_images=True, exclude_input=True)
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    exporter.mathjax_url = exporter.require_js_url = ""
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # one line per progress bar
     html, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
     store.write_atomically(page, lambda temporary: temporary.write_text(html, "utf-8"))
 

@@ -3,44 +3,31 @@
     python -m stage1.pretrain OUT                        # on one GPU: tokenizer, corpus, training, both F1 figures
     python -m stage1.pretrain OUT --steps 20 --passages 2000 --device cpu     # a rehearsal anywhere
 
-A training row is a passage and as many of its questions with their answers as fit, so the model learns the prompts as
-text (loss on all tokens) and answering above all (answer tokens weigh more). Only the first question of a row looks like
-the prompts of the study, and every row begins that way.
+Loss on all tokens, so that it is a language model of the prompts too; answer tokens weigh more. `pretrain_rows` makes
+the rows, `model_card` the page that goes with the weights.
 """
 
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stage1 import almanac, evaluate, store
+from stage1 import almanac, evaluate, model_card, store
 from stage1.config import StudyConfig
-from stage1.prompts import encode, render
-from stage1.language_model import FrozenLM, load
+from stage1.language_model import FrozenLM, choose_device, load
+from stage1.pretrain_rows import corpus, train_tokenizer
+from stage1.prompts import encode
 from stage1.scoring import mean_interval
-
-SPLIT = "pretrain"  # its articles are not those of the study's own train, selection and test splits
-# A chat template that spells out the plain prompt, so that both of the study's templates mean the same to this model.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for turn in messages %}{% if turn['role'] == 'assistant' %}\nAnswer: {{ turn['content'] }}"
-    "{{ eos_token }}{% else %}{{ turn['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}\nAnswer:{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -73,76 +60,6 @@ class PretrainConfig:
     device: str = "cuda"
     processes: int = os.cpu_count() or 1
     """Processes that write and tokenize the corpus; the result does not depend on it."""
-
-
-# ---------------------------------------------------------------- tokenizer and rows
-
-
-def train_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the prompts of 5,000 articles (or all, if fewer); begin, end and pad token are distinct."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    articles = min(5_000, config.passages // almanac.PASSAGES_PER_ARTICLE)
-    core.train_from_iterator(prompt_texts(range(articles), config.seed), trainer)
-    core.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
-    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
-    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=CHAT_TEMPLATE, model_max_length=512, **names)
-
-
-def prompt_texts(articles: range, seed: int) -> Iterator[str]:
-    for index in articles:
-        for row in almanac.article(index, seed, SPLIT):
-            yield f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer: {row['answers']['text'][0]}"
-
-
-def training_rows(articles: range, folder: str, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids (int16 [N, row], padded right) and which of them belong to an answer (bool [N, row])."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    examples = [row for index in articles for row in almanac.article(index, config.seed, SPLIT)]
-    parts = []  # the first question of a passage follows its context; the later ones follow the answer before them
-    for i, e in enumerate(examples):
-        prompt, answer = render(tokenizer, "plain", e["context"], e["question"], e["answers"]["text"][0])
-        first = i % almanac.QUESTIONS_PER_PASSAGE == 0
-        parts += [tokenizer.bos_token + prompt if first else prompt[prompt.index("\nQuestion:") :], answer]
-    pieces = iter(tokenizer(parts, add_special_tokens=False, return_attention_mask=False)["input_ids"])
-    ids = np.full((len(examples) // almanac.QUESTIONS_PER_PASSAGE, config.row), tokenizer.pad_token_id, dtype=np.int16)
-    is_answer = np.zeros(ids.shape, dtype=bool)
-    for row, row_is_answer in zip(ids, is_answer, strict=True):
-        fill_row(row, row_is_answer, [next(pieces) for _ in range(2 * almanac.QUESTIONS_PER_PASSAGE)])
-    return ids, is_answer
-
-
-def fill_row(ids: np.ndarray, is_answer: np.ndarray, parts: list[list[int]]) -> None:
-    """Write questions and answers (alternating in `parts`) into one row, as many whole pairs as fit."""
-    end = 0
-    for question, answer in zip(parts[::2], parts[1::2], strict=True):
-        start, stop = end + len(question), end + len(question) + len(answer)
-        if stop > len(ids):
-            break
-        ids[end:start], ids[start:stop], is_answer[start:stop] = question, answer, True
-        end = stop
-
-
-def corpus(config: PretrainConfig, folder: Path) -> tuple[Tensor, Tensor]:
-    """All training rows on the training device, written and tokenized by several processes."""
-    articles, step = config.passages // almanac.PASSAGES_PER_ARTICLE, 2_000
-    chunks = [range(start, min(start + step, articles)) for start in range(0, articles, step)]
-    make = partial(training_rows, folder=str(folder), config=config)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with ProcessPoolExecutor(config.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = list(tqdm(pool.map(make, chunks), total=len(chunks), desc="write and tokenize"))
-    ids, is_answer = (np.concatenate(column) for column in zip(*parts, strict=True))
-    filled = is_answer.any(axis=1)  # a passage that fills the row by itself teaches no answer
-    return tuple(torch.from_numpy(array[filled]).to(config.device) for array in (ids, is_answer))
-
-
-# ---------------------------------------------------------------- training
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -181,7 +98,9 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
 
 def losses(model: LlamaForCausalLM, ids: Tensor, is_answer: Tensor, answer_weight: float, pad: int) -> Tensor:
     """[weighted loss, cross-entropy of all tokens, of answer tokens, accuracy on answer tokens] of rows ids [B, T]."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # [B, T-1, V]; causal, and padding comes last: no mask needed
+    logits = (
+        model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    )  # [B, T-1, V]; causal, and padding comes last: no mask needed
     targets, answer = ids[:, 1:], is_answer[:, 1:].float()
     nll = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(answer)
     real = (targets != pad).float()  # the corpus is ours: no row holds a pad token but as padding
@@ -222,24 +141,26 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-# ---------------------------------------------------------------- results
-
-
 def answer_scores(lm: FrozenLM, names: str, seed: int, n: int = 1_000) -> dict:
     """F1 and EM (percent, with 95 % intervals by article) on n fresh test questions, from original embeddings."""
     config = StudyConfig(eval_batch_size=250)
     encoded = encode(almanac.table(n, seed, "test", names).to_pylist(), lm.tokenizer, config)
     table = evaluate.evaluate(lm, encoded, "embeddings", config)
-    figures = {metric: mean_interval(table[metric], table["title"])._asdict() for metric in ("f1", "em")}
+    figures = {
+        metric: mean_interval(table[metric].tolist(), table["title"].tolist())._asdict() for metric in ("f1", "em")
+    }
     return {"names": names, "seed": seed, "questions": n, "ended": float(table["ended"].mean())} | figures
 
 
 def prepare(folder: Path, config: PretrainConfig) -> tuple[PreTrainedTokenizerFast, Tensor, Tensor]:
-    """The tokenizer, saved to the folder, and all training rows."""
+    """The tokenizer, saved to the folder, and all training rows on the training device."""
+    choose_device(config.device)  # refuses a missing GPU before any work
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(config)
+    articles = config.passages // almanac.PASSAGES_PER_ARTICLE
+    tokenizer = train_tokenizer(config.vocabulary, articles, config.seed)
     tokenizer.save_pretrained(folder)
-    return tokenizer, *corpus(config, folder)
+    rows = corpus(articles, folder, config.row, config.seed, config.processes)
+    return tokenizer, *(torch.from_numpy(array).to(config.device) for array in rows)
 
 
 def run(folder: Path, config: PretrainConfig, prepared: tuple | None = None) -> dict:
@@ -263,6 +184,7 @@ def run(folder: Path, config: PretrainConfig, prepared: tuple | None = None) -> 
     }
     curve.round(6).to_csv(folder / "training_curve.csv", index=False)
     store.write_json(folder / "training.json", record)
+    model_card.write_card(folder)
     return record
 
 

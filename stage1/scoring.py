@@ -1,8 +1,8 @@
 """SQuAD v1.1 exact match and F1 per example, and intervals for their means.
 
 Follows the official v1.1 script (Rajpurkar et al., 2016, evaluate-v1.1.py): lower case, punctuation and the articles
-a, an, the removed, white space collapsed, the maximum over gold answers. Where two texts share no word the F1 is 0; that
-includes two texts that both normalise to nothing, where the v2 script gives 1.
+a, an, the removed, white space collapsed, the maximum over gold answers. Where two texts share no word the F1 is 0;
+that includes two texts that both normalise to nothing, where the v2 script gives 1.
 """
 
 import re
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -80,3 +81,18 @@ def mean_interval(
     )  # fmt: skip
     low, high = result.confidence_interval
     return Interval(mean, float(low), float(high))
+
+
+def summary(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """One row per group of scored examples: mean F1 and EM in percent with `_low` and `_high`, rate of answers that
+    ended by themselves, mean answer length in tokens, and the number of questions and articles."""
+    rows = []
+    for key, group in scored.groupby(by, sort=False):
+        row = dict(zip(by, key, strict=True))
+        for metric in ("f1", "em"):
+            mean, low, high = mean_interval(group[metric].tolist(), group["title"].tolist())
+            row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
+        row |= {"ended": group["ended"].mean(), "tokens": group["tokens"].mean()}
+        row |= {"questions": len(group), "articles": group["title"].nunique()}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -44,16 +44,17 @@ def run_folder(config: StudyConfig) -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the whole new one."""
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
+    temporary = Path(name)
     try:
-        write(Path(name))
-        os.chmod(name, 0o644)  # mkstemp makes it private
-        os.replace(name, path)
+        write(temporary)
+        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -68,7 +69,7 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise RecordError(f"{path}: no such record; run the notebook before this one, or `make report`") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # malformed JSON, or bytes cut within a character
         raise RecordError(f"{path}: truncated or malformed ({error}); delete it and run its step again") from error
 
 

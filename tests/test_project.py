@@ -1,0 +1,104 @@
+"""The project's own promises: pins agree, the package imports where it only trains, the DAG resumes after a kill."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+SNAKEMAKE = ["--cores", "1", "--nolock", "--rerun-incomplete", "--config", "preset=smoke"]
+RECORD = "runs/smoke/01_data_and_pca.json"
+PAGE = "reports/smoke/01_data_and_pca.html"
+
+
+def test_environment_yml_repeats_the_pins_of_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert sorted(pip) == sorted(PINS)
+
+
+def test_constraints_satisfy_the_pins():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    versions = {line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in lines}
+    for pin in map(Requirement, PINS):
+        assert pin.specifier.contains(versions[pin.name]), f"{pin}: constraints.txt has {versions[pin.name]}"
+
+
+def test_the_package_imports_where_it_only_trains():
+    absent = ["datasets", "papermill", "snakemake", "nbconvert", "nbformat", "ipykernel", "IPython"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import stage1.pretrain, stage1.data"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the files that git knows, or would, without any earlier run."""
+    copy = tmp_path_factory.mktemp("checkout")
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file() and not name.startswith("reports/"):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def start(checkout: Path, *options: str) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if name != "STAGE1_RUNS"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    command = [sys.executable, "-m", "snakemake", *SNAKEMAKE, *options]
+    return subprocess.Popen(
+        command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(checkout: Path, *options: str) -> str:
+    process = start(checkout, *options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def running_step(snakemake: subprocess.Popen, executed: Path) -> psutil.Process:
+    """The step's own process, once it has begun to execute its notebook."""
+    for _ in range(600):
+        children = psutil.Process(snakemake.pid).children(recursive=True)
+        steps = [child for child in children if child.cmdline()[1:3] == ["-m", "stage1.notebooks"]]
+        if steps and executed.exists():
+            return steps[0]
+        time.sleep(0.1)
+    raise AssertionError("the step did not start")
+
+
+def test_a_killed_step_leaves_nothing_half_written_and_the_next_run_finishes(checkout):
+    snakemake = start(checkout)
+    running_step(snakemake, checkout / "runs/smoke/notebooks/01_data_and_pca.ipynb").send_signal(signal.SIGKILL)
+    output, _ = snakemake.communicate(timeout=120)
+    assert snakemake.returncode != 0, output
+    assert not (checkout / RECORD).exists() and not (checkout / PAGE).exists()
+    finish(checkout)
+    assert (checkout / RECORD).exists() and (checkout / PAGE).exists()
+    written = [path for folder in ("runs", "reports") for path in (checkout / folder).rglob(".*")]
+    assert not written, "temporary files are left"
+
+
+def test_finished_steps_are_not_redone_and_changed_inputs_are(checkout):
+    finish(checkout)
+    assert "Nothing to be done" in finish(checkout, "--dry-run")
+    for changed in ("stage1/scoring.py", "configs/smoke.yaml", "notebooks/01_data_and_pca.ipynb"):
+        text = (checkout / changed).read_text()
+        (checkout / changed).write_text(text + "\n")
+        assert "data_and_pca" in finish(checkout, "--dry-run"), changed
+        (checkout / changed).write_text(text)
+    assert "Nothing to be done" in finish(checkout, "--dry-run")
