@@ -1,0 +1,81 @@
+"""Fixtures that several test modules share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from stage1 import language_model
+from stage1.config import StudyConfig
+
+SQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "squad" / "dev-v1.1-half.json"
+
+settings.register_profile("stage1", deadline=None, database=None, derandomize=True, max_examples=50)
+settings.load_profile("stage1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_machine(tmp_path_factory):
+    """One torch thread per worker, and records that go to a temporary folder."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STAGE1_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(language_model.SHIPPED)
+
+
+@pytest.fixture(scope="session")
+def lm():
+    """The shipped language model; tests leave it as it is."""
+    return language_model.load(StudyConfig(device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tokenizer):
+    """A complete folder with a tiny random model, saved in bfloat16."""
+    folder = tmp_path_factory.mktemp("tiny-lm")
+    torch.manual_seed(0)
+    architecture = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(architecture).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_lm(tiny_folder):
+    """The tiny random model, loaded anew for each test: a test may spoil it."""
+    return language_model.load(StudyConfig(language_model=str(tiny_folder), device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def squad_sample() -> Path:
+    """Half of the real SQuAD v1.1 development set, which is not part of the repository."""
+    if not SQUAD.is_file():
+        pytest.skip("the SQuAD sample ../shared/data/squad/dev-v1.1-half.json is not there; it is no part of this repo")
+    return SQUAD
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Hub libraries that refuse to use the network, at once."""
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

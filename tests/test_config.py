@@ -1,0 +1,184 @@
+"""The config: its checks, its presets, and the parameters of notebooks."""
+
+import ast
+import importlib.util
+import inspect
+import math
+import sys
+from dataclasses import FrozenInstanceError, fields
+from itertools import pairwise
+
+import pytest
+
+from stage1 import config
+from stage1.config import StudyConfig, check_type, from_notebook, load_preset, presets
+
+
+@pytest.fixture(scope="module")
+def unchecked():
+    """The config module as users run it: the tests' run-time type checker would be the first to refuse a wrong type."""
+    spec = importlib.util.spec_from_file_location("unchecked_config", config.__file__)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_a_config_keeps_what_it_was_given():
+    made = StudyConfig(train_examples=7, dtype="bfloat16")
+    assert (made.train_examples, made.dtype) == (7, "bfloat16")
+    assert StudyConfig(**made.to_dict()) == made
+
+
+def test_a_config_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        StudyConfig().seed = 1
+
+
+def test_replace_leaves_the_original_and_the_other_fields_alone():
+    before = StudyConfig(seed=3)
+    after = before.replace(test_examples=5)
+    assert (before.test_examples, after.test_examples, after.seed) == (StudyConfig().test_examples, 5, 3)
+
+
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        ({"max_prompt_tokens": "16"}, TypeError, ["max_prompt_tokens='16'", "str", "expected int"]),
+        ({"train_examples": True}, TypeError, ["train_examples=True", "bool", "expected int"]),
+        ({"train_examples": 100.0}, TypeError, ["train_examples=100.0", "float", "expected int"]),
+        ({"seed": None}, TypeError, ["seed=None", "expected int"]),
+        ({"data": 3}, TypeError, ["data=3", "expected str"]),
+        ({"seed": -1}, ValueError, ["seed=-1", "zero or more"]),
+        ({"train_examples": -5}, ValueError, ["train_examples=-5", "zero or more"]),
+        ({"test_examples": 0}, ValueError, ["test_examples=0", "one or more"]),
+        ({"eval_batch_size": 0}, ValueError, ["eval_batch_size=0", "one or more"]),
+        ({"max_prompt_tokens": -160}, ValueError, ["max_prompt_tokens=-160", "one or more"]),
+        ({"dtype": "bfloat61"}, ValueError, ["dtype='bfloat61'", "'float32', 'bfloat16'", "did you mean 'bfloat16'"]),
+        ({"device": 0}, ValueError, ["device=0", "'auto', 'cpu', 'cuda'"]),
+        ({"prompt_template": "xyz"}, ValueError, ["prompt_template='xyz'", "'plain', 'chat'"]),
+        ({"trian_examples": 5}, ValueError, ["'trian_examples'", "did you mean 'train_examples'"]),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(unchecked, changes, error, words):
+    with pytest.raises(error) as raised:
+        unchecked.StudyConfig().replace(**changes)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_no_suggestion_is_made_where_nothing_is_near():
+    with pytest.raises(ValueError) as raised:
+        StudyConfig().replace(zzzzzz=1)
+    assert "'zzzzzz'" in str(raised.value) and "did you mean" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "value, expected, hint",
+    [("false", bool, "True or False, capitalised"), ("1e-4", float, "1.0e-4"), (0, bool, "expected bool")],
+)
+def test_what_yaml_and_papermill_get_wrong_is_explained(value, expected, hint):
+    with pytest.raises(TypeError, match=hint) as raised:
+        check_type("field", value, expected)
+    assert f"field={value!r}" in str(raised.value)
+
+
+@pytest.mark.parametrize("value, expected", [(1, float), (1.5, float), (False, bool), (0, int), ("1", str)])
+def test_fitting_types_are_accepted(value, expected):
+    check_type("field", value, expected)
+
+
+def test_true_is_no_float():
+    with pytest.raises(TypeError, match="field=True"):
+        check_type("field", True, float)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_loads_under_its_own_name(name):
+    assert load_preset(name).preset == name
+
+
+def test_presets_differ_from_one_another():
+    values = [tuple(load_preset(name).replace(preset="").to_dict().values()) for name in presets()]
+    assert len(set(values)) == len(values) >= 2
+
+
+def test_an_unknown_preset_lists_those_there_are_and_the_nearest():
+    with pytest.raises(ValueError) as raised:
+        load_preset("smok")
+    message = str(raised.value)
+    assert "preset='smok'" in message and "did you mean 'smoke'" in message
+    assert all(name in message for name in presets())
+
+
+def test_a_preset_may_be_any_yaml_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 4\ndtype: bfloat16\n")
+    loaded = load_preset(str(path))
+    assert (loaded.preset, loaded.seed, loaded.dtype) == ("mine", 4, "bfloat16")
+
+
+def test_an_empty_preset_has_the_defaults(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_preset(str(tmp_path / "empty.yaml")) == StudyConfig(preset="empty")
+
+
+@pytest.mark.parametrize("text", ["- seed\n- 4\n", "seed\n", "seed: [4\n", "4: 4\n"])
+def test_a_preset_that_is_no_mapping_of_fields_is_refused_with_its_path(tmp_path, text):
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as raised:
+        load_preset(str(path))
+    assert "odd.yaml" in str(raised.value)
+
+
+def test_a_misspelled_field_in_a_preset_is_refused(tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text("sed: 4\n")
+    with pytest.raises(ValueError, match="'sed'; did you mean 'seed'"):
+        load_preset(str(path))
+
+
+def test_notebook_parameters_lie_on_top_of_the_preset():
+    made = from_notebook({"preset": "smoke", "seed": 5})
+    assert made == load_preset("smoke").replace(seed=5)
+
+
+def test_none_takes_the_value_of_the_preset():
+    assert from_notebook({"preset": "smoke", "train_examples": None}) == load_preset("smoke")
+
+
+def test_a_misspelled_notebook_parameter_is_refused():
+    with pytest.raises(ValueError, match="'trian_examples'; did you mean 'train_examples'"):
+        from_notebook({"preset": "smoke", "trian_examples": None})
+
+
+def test_only_plain_public_values_of_a_namespace_count_as_parameters():
+    namespace = {"math": math, "helper": lambda: 0, "StudyConfig": StudyConfig, "_i": "x", "__name__": "y"}
+    assert from_notebook(namespace | {"In": ["..."], "Out": {}, "preset": "smoke"}) == load_preset("smoke")
+
+
+def test_a_notebook_may_have_parameters_of_its_own():
+    assert from_notebook({"preset": "smoke", "pages": 3}, also=["pages"]) == load_preset("smoke")
+    with pytest.raises(ValueError, match="'page'; did you mean 'pages'"):
+        from_notebook({"preset": "smoke", "page": 3}, also=["pages"])
+
+
+@pytest.mark.parametrize("preset", [None, 3, True])
+def test_a_preset_that_is_no_name_is_refused(preset):
+    with pytest.raises(TypeError, match="preset="):
+        from_notebook({"preset": preset})
+
+
+def test_every_field_is_documented():
+    (studyconfig,) = [
+        node
+        for node in ast.parse(inspect.getsource(config)).body
+        if isinstance(node, ast.ClassDef) and node.name == "StudyConfig"
+    ]
+    documented = {
+        before.target.id
+        for before, after in pairwise(studyconfig.body)
+        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
+    assert {field.name for field in fields(StudyConfig)} == documented

@@ -1,0 +1,121 @@
+"""Records: where they go, that they are whole, and that they say where they come from."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from stage1 import store
+from stage1.config import StudyConfig, load_preset
+
+
+@pytest.mark.parametrize("accident", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, accident):
+    path = tmp_path / "record.json"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half of the n")
+        raise accident
+
+    with pytest.raises(accident):
+        store.write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_successful_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "folder" / "record.json"
+    store.write_json(path, {"old": 1})
+    store.write_json(path, {"name": "Übersee"})
+    assert store.read_json(path) == {"name": "Übersee"}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_table_comes_back_as_it_was(tmp_path):
+    table = pd.DataFrame({"id": ["a", "b"], "golds": [["x"], ["y", "z"]], "f1": [0.5, 1.0]})
+    back = store.read_table(store.write_table(tmp_path / "table.parquet", table))
+    back["golds"] = back["golds"].map(list)
+    pd.testing.assert_frame_equal(back, table)
+
+
+@pytest.mark.parametrize("read, name", [(store.read_json, "a.json"), (store.read_table, "a.parquet")])
+def test_a_missing_record_is_named(tmp_path, read, name):
+    with pytest.raises(store.RecordError, match=name):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 20, 27])
+def test_a_truncated_json_record_is_named(tmp_path, kept):
+    path = store.write_json(tmp_path / "cut.json", {"name": "Großbü", "n": 1})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(store.RecordError, match=r"cut\.json"):
+        store.read_json(path)
+
+
+def test_a_json_record_cut_within_a_character_is_named(tmp_path):
+    path = tmp_path / "cut.json"
+    path.write_bytes('{"name": "ü'.encode()[:-1])
+    with pytest.raises(store.RecordError, match=r"cut\.json"):
+        store.read_json(path)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.99])
+def test_a_truncated_table_is_named(tmp_path, share):
+    path = store.write_table(tmp_path / "cut.parquet", pd.DataFrame({"x": range(1000)}))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(store.RecordError, match=r"cut\.parquet"):
+        store.read_table(path)
+
+
+def test_a_presets_own_values_go_to_its_own_folder():
+    smoke = load_preset("smoke")
+    assert store.run_name(smoke) == "smoke"
+    assert store.run_name(smoke.replace(train_examples=smoke.train_examples)) == "smoke"
+
+
+def test_each_change_has_a_folder_of_its_own():
+    smoke = load_preset("smoke")
+    changes = [{}, {"seed": 1}, {"seed": 2}, {"threads": 1}, {"seed": 1, "threads": 1}, {"preset": "quick"}]
+    names = [store.run_name(smoke.replace(**change)) for change in changes]
+    assert len(set(names)) == len(names)
+    assert names == [store.run_name(smoke.replace(**change)) for change in changes]
+    assert all(name.startswith("smoke-") for name in names[1:-1])
+
+
+def test_a_file_that_has_the_name_of_a_preset_does_not_get_its_folder(tmp_path):
+    (tmp_path / "smoke.yaml").write_text("seed: 9\n")
+    assert store.run_name(load_preset(str(tmp_path / "smoke.yaml"))) != "smoke"
+
+
+def test_two_files_of_one_name_do_not_share_a_folder(tmp_path):
+    names = set()
+    for seed in (1, 2):
+        (tmp_path / "mine.yaml").write_text(f"seed: {seed}\n")
+        names.add(store.run_name(load_preset(str(tmp_path / "mine.yaml"))))
+    assert len(names) == 2
+
+
+def test_the_runs_folder_can_be_moved(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAGE1_RUNS", str(tmp_path))
+    assert store.run_folder(load_preset("smoke")) == tmp_path / "smoke"
+
+
+def test_a_record_holds_results_config_and_provenance(tmp_path):
+    config = StudyConfig(seed=3)
+    record = store.read_json(store.write_record(tmp_path / "record.json", config, {"f1": 12.5}))
+    assert record["results"] == {"f1": 12.5}
+    assert StudyConfig(**record["config"]) == config
+    assert record["provenance"]["versions"]["torch"] == torch.__version__
+    assert {"commit", "modified", "python", "device"} <= set(record["provenance"])
+
+
+def test_provenance_needs_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert store.provenance()["commit"] == ""
+
+
+def test_a_record_is_plain_json(tmp_path):
+    path = store.write_record(tmp_path / "record.json", StudyConfig(), {"name": "Łódź"})
+    assert json.loads(path.read_bytes())["results"] == {"name": "Łódź"}
