@@ -45,16 +45,21 @@ def markdown_table(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
-def write_card(folder: Path) -> Path:
-    """The model card `README.md`, from the records beside the weights."""
-    record, curve = store.read_json(folder / "training.json"), pd.read_csv(folder / "training_curve.csv")
+def score_table(record: dict) -> str:
+    """Both F1 figures, and EM, of a training record as a Markdown table."""
     scores = pd.DataFrame(record["scores"])
     for metric in ("f1", "em"):
         scores[metric] = [str(Interval(**interval)) for interval in scores[metric]]
+    return markdown_table(scores)
+
+
+def write_card(folder: Path) -> Path:
+    """The model card `README.md`, from the records beside the weights."""
+    record, curve = store.read_json(folder / "training.json"), pd.read_csv(folder / "training_curve.csv")
     config = pd.DataFrame(record["config"].items(), columns=["option", "value"])
     points = curve.iloc[np.unique(np.linspace(0, len(curve) - 1, 9).astype(int))].round(5)
     values = record["config"] | record["seconds"] | {"device": record["provenance"]["device"]}
     values |= {name: record[name] for name in ("parameters", "rows", "tokens_per_row")}
-    tables = {"scores": scores, "config": config, "curve": points.astype({"step": object})}
-    text = CARD.format(**values | {name: markdown_table(table) for name, table in tables.items()})
+    tables = {"config": markdown_table(config), "curve": markdown_table(points.astype({"step": object}))}
+    text = CARD.format(**values | tables, scores=score_table(record))
     return store.write_atomically(folder / "README.md", lambda temporary: temporary.write_text(text, "utf-8"))

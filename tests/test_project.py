@@ -9,10 +9,14 @@ import time
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from stage1 import model_card, store
+from stage1.language_model import SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -102,3 +106,16 @@ def test_finished_steps_are_not_redone_and_changed_inputs_are(checkout):
         assert "data_and_pca" in finish(checkout, "--dry-run"), changed
         (checkout / changed).write_text(text)
     assert "Nothing to be done" in finish(checkout, "--dry-run")
+
+
+def test_the_readme_shows_the_records():
+    readme = (ROOT / "README.md").read_text()
+    assert model_card.score_table(store.read_json(SHIPPED / "training.json")) in readme
+    sizes = pd.read_csv(ROOT / "benchmarks/results/language_model_size.csv")
+    assert model_card.markdown_table(sizes) in readme
+
+
+def test_the_model_card_is_the_one_its_records_give(tmp_path):
+    for name in ("training.json", "training_curve.csv"):
+        shutil.copy(SHIPPED / name, tmp_path)
+    assert model_card.write_card(tmp_path).read_text() == (SHIPPED / "README.md").read_text()
