@@ -8,6 +8,7 @@ Text depends on (seed, split, names, article index) alone: each article has its 
 `random.Random.random` is used, whose sequence Python guarantees across versions and machines.
 """
 
+import multiprocessing
 import random
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -218,7 +219,7 @@ def table(n: int, seed: int = 0, split: str = "train", names: str = "seen", proc
     if processes == 1:
         tables = list(map(make, chunks))
     else:
-        with ProcessPoolExecutor(processes) as pool:
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             tables = list(pool.map(make, chunks))
     return pa.concat_tables(tables or [SQUAD_SCHEMA.empty_table()]).slice(0, n)
 

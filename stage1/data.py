@@ -45,10 +45,20 @@ def read_source(data: str) -> "datasets.DatasetDict":
     path = Path(data).expanduser()
     if path.suffix == ".json":
         return datasets.DatasetDict(all=datasets.Dataset(read_squad_json(path)))
-    if path.is_dir():
-        loaded = datasets.load_from_disk(str(path))
-        return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(all=loaded)
-    if path.exists() or data.count("/") != 1 or data.startswith((".", "/", "~")):
+    loaded = datasets.load_from_disk(str(path)) if path.is_dir() else load_from_hub(data)
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(all=loaded)
+    for name, split in splits.items():
+        missing = ", ".join(sorted(set(almanac.SQUAD_SCHEMA.names) - set(split.column_names)))
+        if missing:
+            raise ValueError(f"data={data!r}: split {name!r} has no {missing}; expected SQuAD v1.1 columns")
+    return splits
+
+
+def load_from_hub(data: str) -> "datasets.DatasetDict":
+    """The hub dataset. Raises FileNotFoundError for what can be no hub id, OSError for what the hub does not give."""
+    import datasets
+
+    if Path(data).exists() or data.count("/") != 1 or data.startswith((".", "/", "~")):
         raise FileNotFoundError(
             f"data={data!r}: expected 'almanac', a hub id 'owner/name', an existing SQuAD .json file, "
             "or a folder written by datasets.save_to_disk"
@@ -58,7 +68,7 @@ def read_source(data: str) -> "datasets.DatasetDict":
     except OSError as error:  # unreachable, unknown and gated datasets alike
         raise OSError(
             f"data={data!r} cannot be loaded from the hub: expected 'almanac', a dataset id you have access to "
-            f"(huggingface-cli login), or a local SQuAD .json file. {error}"
+            f"(hf auth login), or a local SQuAD .json file. {error}"
         ) from error
 
 

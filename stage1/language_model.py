@@ -124,7 +124,7 @@ def load(config: StudyConfig) -> FrozenLM:
     except (OSError, ValueError, SafetensorError) as error:
         raise OSError(
             f"language_model={config.language_model!r} cannot be loaded: expected 'shipped', a local folder with "
-            f"safetensors, or a hub model you have access to (huggingface-cli login). {error}"
+            f"safetensors, or a hub model you have access to (hf auth login). {error}"
         ) from error
     # A model may come with sampling or penalties of its own: only its end tokens are kept.
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=model.generation_config.eos_token_id)

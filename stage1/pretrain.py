@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stage1 import almanac, evaluate, model_card, store
-from stage1.config import StudyConfig
+from stage1.config import StudyConfig, require
 from stage1.language_model import FrozenLM, choose_device, load
 from stage1.pretrain_rows import corpus, train_tokenizer
 from stage1.prompts import encode
@@ -60,6 +60,12 @@ class PretrainConfig:
     device: str = "cuda"
     processes: int = os.cpu_count() or 1
     """Processes that write and tokenize the corpus; the result does not depend on it."""
+
+    def __post_init__(self):
+        for name in ("depth", "passages", "row", "batch", "steps", "processes"):
+            least = almanac.PASSAGES_PER_ARTICLE if name == "passages" else 1
+            require(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
+        require(self.width >= 32 and self.width % 32 == 0, "width", self.width, "a multiple of 32")
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

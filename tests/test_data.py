@@ -265,3 +265,9 @@ def test_a_saved_dataset_that_lacks_a_column_is_refused_with_its_name(tmp_path):
     rows([f"Title {i}" for i in range(12)]).remove_columns("title").save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="title"):
         load_split(config(tmp_path / "saved"), "train")
+
+
+def test_a_saved_dataset_without_a_column_is_refused_with_its_name(tmp_path):
+    load_split(StudyConfig(train_examples=1), "train").remove_columns("title").save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"data='.*saved': split 'all' has no title; expected SQuAD v1.1 columns"):
+        load_split(StudyConfig(data=str(tmp_path / "saved")), "train")

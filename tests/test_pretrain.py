@@ -15,7 +15,7 @@ from stage1.pretrain import PretrainConfig, learning_rate, losses
 from stage1.pretrain_rows import SPLIT, fill_row, train_tokenizer, training_rows
 from stage1.prompts import encode
 
-TINY = PretrainConfig(width=32, depth=1, passages=400, batch=16, steps=30, device="cpu", processes=1)
+TINY = PretrainConfig(width=32, depth=1, passages=400, batch=4, steps=40, device="cpu", processes=1)
 FOLDER = str(language_model.SHIPPED)
 
 
@@ -248,3 +248,9 @@ def test_every_option_of_the_command_reaches_the_recipe(tmp_path, monkeypatch, c
     pretrain.main()
     assert calls == [(tmp_path, PretrainConfig(steps=20, learning_rate=1e-3, device="cpu"))]
     assert json.loads(capsys.readouterr().out) == {"done": True}
+
+
+@pytest.mark.parametrize("field, value", [("passages", 3), ("steps", 0), ("width", 48), ("processes", 0)])
+def test_a_recipe_that_cannot_be_followed_is_refused_by_its_field(field, value):
+    with pytest.raises(ValueError, match=rf"{field}={value}: expected"):
+        PretrainConfig(**{field: value})

@@ -1,0 +1,149 @@
+"""Down to K dimensions and back: exact PCA of the token embeddings, a random projection, and lookup decoding.
+
+A prompt's embeddings are rows of the vocabulary table, so the covariance of all embeddings of a corpus follows from the
+table and the token counts: V rows instead of one row per token, and exact (PCA with weighted observations; Jolliffe,
+2002, section 14.2.1). Everything is in float64 until the map is applied.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import scipy.linalg
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+
+from stage1.config import require
+
+CHUNK = 8_192  # table rows in float64 at a time
+Weighting = Literal["token", "vocabulary"]
+
+
+@dataclass(frozen=True)
+class Compression:
+    """An affine map from D dimensions to K and its linear inverse: z = (x - mean) C^T and x' = z C + mean."""
+
+    mean: Float[Tensor, " D"]
+    components: Float[Tensor, "K D"]
+    """Orthonormal rows."""
+    variances: Float64[Tensor, " D"]
+    """The full spectrum of the embeddings' covariance, descending, whatever the components are."""
+    kept: float
+    """Share of the variance that K dimensions keep, in [0, 1]."""
+    label: str
+    """What the components are and how tokens are weighted, such as `PCA, token-weighted`."""
+
+    @property
+    def width(self) -> int:
+        return len(self.components)
+
+    @cached_property
+    def explained(self) -> Float64[Tensor, " D"]:
+        """Share of the variance that the first 1, 2, ..., D principal components keep."""
+        return self.variances.cumsum(0) / self.variances.sum()
+
+    def compress(self, embeddings: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        return (embeddings.to(self.mean.dtype) - self.mean) @ self.components.T
+
+    def expand(self, compressed: Float[Tensor, "*B K"]) -> Float[Tensor, "*B D"]:
+        return compressed @ self.components + self.mean
+
+    def narrowed(self, width: int) -> "Compression":
+        """The same PCA with its first `width` components."""
+        require(1 <= width <= self.width, "compressed_width", width, f"1 to {self.width}")
+        kept = float(self.explained[width - 1])
+        return Compression(self.mean, self.components[:width], self.variances, kept, self.label)
+
+
+def weights(table: Float[Tensor, "V D"], counts: Int[Tensor, " V"] | None, weighting: Weighting) -> Int64[Tensor, " V"]:
+    """How often each row counts: by its occurrences, or once each. Raises ValueError for counts that do not fit."""
+    if weighting == "vocabulary":
+        return torch.ones(len(table), dtype=torch.int64, device=table.device)
+    require(weighting == "token", "weighting", weighting, "'token' or 'vocabulary'")
+    if counts is None or len(counts) != len(table) or (counts < 0).any() or counts.sum() < 2:
+        raise ValueError(f"counts: expected {len(table)} counts, none negative, of at least two tokens in all")
+    return counts.to(table.device, torch.int64)
+
+
+def moments(
+    table: Float[Tensor, "V D"], counts: Int64[Tensor, " V"]
+) -> tuple[Float64[Tensor, " D"], Float64[Tensor, "D D"]]:
+    """Mean and covariance (divided by tokens - 1) of the embeddings that the counts stand for."""
+    used, total = counts.nonzero().squeeze(1), counts.sum().double()
+    mean = sum((counts[rows].double() @ table[rows].double() for rows in used.split(CHUNK)), torch.tensor(0.0)) / total
+    covariance = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64, device=table.device)
+    for rows in used.split(CHUNK):
+        covariance += gram((table[rows].double() - mean) * counts[rows].double().sqrt()[:, None])
+    return mean, covariance / (total - 1)
+
+
+def gram(rows: Float64[Tensor, "N D"]) -> Float64[Tensor, "D D"]:
+    if rows.is_cuda:
+        return rows.T @ rows
+    array = rows.numpy()
+    return torch.from_numpy(array.T @ array)  # NumPy sees the symmetry and does half the work; torch does not
+
+
+def eigenpairs(covariance: Float64[Tensor, "D D"]) -> tuple[Float64[Tensor, " D"], Float64[Tensor, "D D"]]:
+    """Eigenvalues, descending, and eigenvectors in rows, each with its largest entry positive."""
+    if covariance.is_cuda:
+        values, vectors = torch.linalg.eigh(covariance)
+    else:  # LAPACK's divide and conquer, several times faster on the CPU than the driver torch calls
+        values, vectors = map(torch.from_numpy, scipy.linalg.eigh(covariance.numpy(), driver="evd"))
+    values, vectors = values.flip(0).clamp_min(0), vectors.T.flip(0)
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return values, vectors * largest.sign()
+
+
+def fit_pca(
+    table: Float[Tensor, "V D"],
+    counts: Int[Tensor, " V"] | None,
+    width: int,
+    weighting: Weighting = "token",
+) -> Compression:
+    """PCA to `width` dimensions of the embeddings that the counts stand for, or of the vocabulary, each entry once.
+
+    Equal to scikit-learn's PCA of one row per token, which is never made. Raises ValueError where `width` exceeds D or
+    the rank of the covariance.
+    """
+    dimensions = table.shape[1]
+    require(1 <= width <= dimensions, "compressed_width", width, f"1 to {dimensions}, the embedding width D")
+    mean, covariance = moments(table, weights(table, counts, weighting))
+    variances, components = eigenpairs(covariance)
+    rank = int((variances > variances[0] * dimensions * torch.finfo(torch.float64).eps).sum())
+    require(
+        width <= rank, "compressed_width", width, f"at most {rank}, the rank of the {weighting}-weighted embeddings"
+    )
+    kept = float(variances[:width].sum() / variances.sum())
+    label = {"token": "PCA, token-weighted", "vocabulary": "PCA, vocabulary-uniform"}[weighting]
+    return Compression(mean.float(), components[:width].float(), variances, kept, label)
+
+
+def random_projection(table: Float[Tensor, "V D"], counts: Int[Tensor, " V"], width: int, seed: int = 0) -> Compression:
+    """A control: orthonormal directions drawn at random (QR of a Gaussian matrix), around the token-weighted mean."""
+    dimensions = table.shape[1]
+    require(1 <= width <= dimensions, "compressed_width", width, f"1 to {dimensions}, the embedding width D")
+    mean, covariance = moments(table, weights(table, counts, "token"))
+    gaussian = torch.randn(dimensions, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    components = torch.linalg.qr(gaussian).Q.T.to(table.device)
+    kept = float(((components @ covariance) * components).sum() / covariance.trace())
+    variances, _ = eigenpairs(covariance)
+    return Compression(mean.float(), components.float(), variances, kept, "random projection")
+
+
+def nearest_codebook(
+    compressed: Float[Tensor, "*B K"], codebook: Float[Tensor, "V K"], chunk: int = 4_096
+) -> Int64[Tensor, "*B"]:
+    """The vocabulary entry nearest to each vector in compressed space; among equals the lowest id.
+
+    The codebook is `compress(embedding_table)`. A compressed token is an entry of it, so that without ties lookup gives
+    every token back at any K: the compression loses dimensions, not the identity of the token.
+    """
+    book = codebook.double()
+    offsets = (
+        book.square().sum(1) / 2
+    )  # |z - c|^2 / 2 = |z|^2 / 2 - z.c + |c|^2 / 2, and the first term is the same for all
+    flat = compressed.reshape(-1, compressed.shape[-1]).double()
+    nearest = [(offsets - rows @ book.T).argmin(1) for rows in flat.split(chunk)]
+    return torch.cat(nearest).view(compressed.shape[:-1])

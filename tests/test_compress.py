@@ -1,0 +1,132 @@
+"""compress: PCA from counts against scikit-learn on one row per token, the maps, the control and lookup decoding."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+
+from stage1.compress import fit_pca, nearest_codebook, random_projection
+
+V, D = 60, 16
+
+
+def table_and_counts(seed=0, vocabulary=V, width=D):
+    """A table with a decaying spectrum and a non-zero mean, and Zipf-like counts with some tokens unused."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(vocabulary, width, generator=generator) * 0.9 ** torch.arange(width) + 3
+    counts = (200 / torch.arange(1, vocabulary + 1)).long()
+    counts[5], counts[17] = 0, 0
+    return table, counts
+
+
+@given(seed=st.integers(0, 1_000))
+def test_pca_from_counts_is_scikit_learns_pca_of_every_token(seed):
+    table, counts = table_and_counts(seed)
+    ours = fit_pca(table, counts, 4)
+    theirs = PCA().fit(table.double().repeat_interleave(counts, 0).numpy())
+    np.testing.assert_allclose(ours.variances, theirs.explained_variance_, rtol=1e-8)
+    np.testing.assert_allclose(ours.explained, theirs.explained_variance_ratio_.cumsum(), rtol=1e-8)
+    np.testing.assert_allclose(ours.mean, theirs.mean_, rtol=1e-6)
+    for mine, other in zip(ours.components.numpy(), theirs.components_, strict=False):
+        assert min(abs(mine - other).max(), abs(mine + other).max()) < 1e-5  # float32 components
+
+
+def test_vocabulary_uniform_pca_counts_every_entry_once_and_says_so():
+    table, counts = table_and_counts()
+    uniform, ones = fit_pca(table, counts, 4, "vocabulary"), fit_pca(table, torch.ones_like(counts), 4)
+    assert torch.equal(uniform.components, ones.components)
+    assert uniform.label == "PCA, vocabulary-uniform" and ones.label == "PCA, token-weighted"
+    assert not torch.allclose(uniform.variances, fit_pca(table, counts, 4).variances)
+
+
+def test_chunks_of_the_table_change_nothing(monkeypatch):
+    table, counts = table_and_counts()
+    whole = fit_pca(table, counts, 4)
+    monkeypatch.setattr("stage1.compress.CHUNK", 7)
+    torch.testing.assert_close(fit_pca(table, counts, 4).variances, whole.variances, rtol=1e-12, atol=0)
+
+
+def test_all_dimensions_go_round():
+    table, counts = table_and_counts()
+    pca = fit_pca(table, counts, D)
+    assert pca.kept == pytest.approx(1)
+    torch.testing.assert_close(pca.expand(pca.compress(table)), table, rtol=0, atol=1e-5)
+
+
+def test_the_inverse_loses_just_the_variance_that_is_not_kept():
+    table, counts = table_and_counts()
+    pca = fit_pca(table, counts, 5)
+    tokens = table.repeat_interleave(counts, 0).double()
+    lost = (pca.expand(pca.compress(tokens.float())).double() - tokens).square().sum()
+    assert lost / (tokens - tokens.mean(0)).square().sum() == pytest.approx(1 - pca.kept, rel=1e-4)
+
+
+def test_narrowed_is_the_pca_fitted_at_that_width():
+    table, counts = table_and_counts()
+    narrow, fitted = fit_pca(table, counts, 9).narrowed(3), fit_pca(table, counts, 3)
+    assert torch.equal(narrow.components, fitted.components) and narrow.kept == pytest.approx(fitted.kept)
+
+
+def test_components_are_orthonormal_and_their_sign_is_fixed():
+    table, counts = table_and_counts()
+    for compression in (fit_pca(table, counts, 6), random_projection(table, counts, 6)):
+        torch.testing.assert_close(compression.components @ compression.components.T, torch.eye(6), rtol=0, atol=1e-6)
+    components = fit_pca(table, counts, 6).components
+    assert (components.gather(1, components.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+def test_a_random_projection_keeps_less_than_pca_and_depends_on_its_seed():
+    table, counts = table_and_counts()
+    pca, first, second = fit_pca(table, counts, 4), *(random_projection(table, counts, 4, seed) for seed in (0, 1))
+    assert max(first.kept, second.kept) < pca.kept and first.kept != second.kept
+    tokens = table.repeat_interleave(counts, 0).double()
+    kept = (first.compress(tokens.float()).double()).square().sum() / (tokens - tokens.mean(0)).square().sum()
+    assert float(kept) == pytest.approx(first.kept, rel=1e-4)
+    assert torch.equal(first.components, random_projection(table, counts, 4, 0).components)
+
+
+@pytest.mark.parametrize("width", [1, 2, 8])
+def test_lookup_gives_every_token_back_at_any_width(width):
+    table, counts = table_and_counts()
+    pca = fit_pca(table, counts, width)
+    ids = torch.randint(V, (3, 50), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(nearest_codebook(pca.compress(table[ids]), pca.compress(table), chunk=11), ids)
+
+
+def test_lookup_is_the_nearest_entry_and_the_lowest_id_among_equals():
+    codebook = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 9.0]])
+    points = torch.tensor([[0.4, 0.1], [0.6, 0.0], [0.0, 5.0]])
+    assert nearest_codebook(points, codebook).tolist() == [0, 1, 3]
+
+
+def test_the_shipped_model_looks_up_its_own_vocabulary(lm):
+    table, counts = lm.embedding_table, torch.ones(len(lm.embedding_table), dtype=torch.int64)
+    book = fit_pca(table, counts, 24).compress(table)
+    assert torch.equal(nearest_codebook(book, book), torch.arange(len(table)))
+
+
+@pytest.mark.parametrize("fit", [fit_pca, random_projection])
+@pytest.mark.parametrize("width", [0, D + 1])
+def test_a_width_outside_one_to_d_is_refused(fit, width):
+    with pytest.raises(ValueError, match=rf"compressed_width={width}: expected 1 to 16, the embedding width D"):
+        fit(*table_and_counts(), width)
+
+
+def test_a_width_over_the_rank_is_refused():
+    table, counts = table_and_counts()
+    counts[6:] = 0  # five tokens in use span four dimensions around their mean
+    with pytest.raises(ValueError, match="compressed_width=5: expected at most 4, the rank"):
+        fit_pca(table, counts, 5)
+
+
+@pytest.mark.parametrize("counts", [None, torch.full((V,), -1), torch.zeros(V, dtype=torch.int64)])
+def test_counts_that_do_not_fit_are_refused(counts):
+    with pytest.raises(ValueError, match="counts: expected 60 counts"):
+        fit_pca(table_and_counts()[0], counts, 4)
+
+
+def test_an_unknown_weighting_is_refused():
+    with pytest.raises(Exception, match=r"weighting|Literal"):
+        fit_pca(*table_and_counts(), 4, "uniform")
