@@ -3,7 +3,15 @@
 # The executed notebook is a log, not an output: Snakemake deletes outputs when a job starts or fails, and a failed
 # notebook is what one wants to look at. Records and the HTML page are outputs, so an interrupted step is redone whole.
 
+from snakemake.exceptions import WorkflowError
+
+from stage1.config import load_preset
+
 PRESET = config.get("preset", "quick")
+try:
+    load_preset(PRESET)
+except (ValueError, TypeError) as error:
+    raise WorkflowError(error)
 RUN, REPORT = f"runs/{PRESET}", f"reports/{PRESET}"
 
 

@@ -102,9 +102,10 @@ def resolve(name: str) -> str:
         return name
     if not path.is_dir():
         raise FileNotFoundError(f"language_model={name!r}: expected 'shipped', a folder, or a hub id 'owner/name'")
-    for pattern in ("config.json", "*.safetensors", "tokenizer*"):
+    needed = "config.json, *.safetensors, tokenizer*"
+    for pattern in needed.split(", "):
         if not any(path.glob(pattern)):
-            raise FileNotFoundError(f"language_model={name!r}: the folder has no {pattern}")
+            raise FileNotFoundError(f"language_model={name!r}: the folder has no {pattern}; expected all of {needed}")
     return str(path)
 
 

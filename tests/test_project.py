@@ -108,6 +108,12 @@ def test_finished_steps_are_not_redone_and_changed_inputs_are(checkout):
     assert "Nothing to be done" in finish(checkout, "--dry-run")
 
 
+def test_an_unknown_preset_stops_the_report_with_its_name(checkout):
+    process = start(checkout, "preset=quik")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "preset='quik'" in output and "did you mean 'quick'?" in output
+
+
 def test_the_readme_shows_the_records():
     readme = (ROOT / "README.md").read_text()
     assert model_card.score_table(store.read_json(SHIPPED / "training.json")) in readme
