@@ -61,6 +61,13 @@ class StudyConfig:
     device: typing.Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""
 
+    # compression
+    compressed_width: int = 24
+    """Width K of the compressed embeddings (dimensions); 24 is an eighth of the shipped model's D=192."""
+
+    weighting: typing.Literal["token", "vocabulary"] = "token"
+    """Whether PCA weighs every token of the training prompts alike, or every entry of the vocabulary."""
+
     # evaluation
     max_new_tokens: int = 20
     """Length at which greedy generation stops if the end token has not come (tokens)."""
@@ -73,7 +80,8 @@ class StudyConfig:
             check_type(field.name, getattr(self, field.name), typing.get_type_hints(type(self))[field.name])
         for name in ("seed", "threads", "train_examples", "selection_examples"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
-        for name in ("test_examples", "max_prompt_tokens", "max_answer_tokens", "max_new_tokens", "eval_batch_size"):
+        lengths = ("max_prompt_tokens", "max_answer_tokens", "max_new_tokens")
+        for name in ("test_examples", "compressed_width", "eval_batch_size", *lengths):
             require(getattr(self, name) >= 1, name, getattr(self, name), "one or more")
 
     def replace(self, **changes) -> "StudyConfig":

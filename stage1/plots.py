@@ -14,6 +14,8 @@ COLOURS = {
     "train": "#0072B2",
     "selection": "#E69F00",
     "test": "#009E73",
+    "token": "#0072B2",
+    "vocabulary": "#D55E00",
 }
 STYLE = {
     "figure.dpi": 110,
@@ -49,6 +51,22 @@ def token_statistics(lengths: pd.DataFrame, counts: np.ndarray, budget: int) -> 
     ranked = np.sort(counts[counts > 0])[::-1]
     right.loglog(np.arange(1, len(ranked) + 1), ranked, color=COLOURS["train"], linewidth=1.5)
     right.set(title="Token frequency", xlabel="rank of the token", ylabel="occurrences in training prompts")
+    return figure
+
+
+def spectrum(variances: pd.DataFrame, width: int) -> Figure:
+    """Left: variance of each principal component. Right: share kept by the first K (columns `weighting`, `component`,
+    `variance`, `kept`), with a line at K = `width`."""
+    figure, (left, right) = panels(2)
+    for weighting, group in variances.groupby("weighting", sort=False):
+        look = {"color": COLOURS[weighting], "label": f"{weighting}-weighted", "linewidth": 1.5}
+        left.semilogy(group["component"], group["variance"], **look)
+        right.plot(group["component"], 100 * group["kept"], **look)
+    for axis in (left, right):
+        axis.axvline(width, color="grey", linestyle=":", label=f"K = {width}")
+    left.set(title="Spectrum", xlabel="principal component", ylabel="variance (embedding units squared)")
+    right.set(title="Variance kept", xlabel="dimensions kept, K", ylabel="variance kept (percent, higher is better)")
+    right.legend()
     return figure
 
 

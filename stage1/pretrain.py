@@ -104,9 +104,8 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
 
 def losses(model: LlamaForCausalLM, ids: Tensor, is_answer: Tensor, answer_weight: float, pad: int) -> Tensor:
     """[weighted loss, cross-entropy of all tokens, of answer tokens, accuracy on answer tokens] of rows ids [B, T]."""
-    logits = (
-        model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    )  # [B, T-1, V]; causal, and padding comes last: no mask needed
+    # Attention is causal and padding comes last, so no mask is needed.
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # [B, T-1, V]
     targets, answer = ids[:, 1:], is_answer[:, 1:].float()
     nll = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(answer)
     real = (targets != pad).float()  # the corpus is ours: no row holds a pad token but as padding
