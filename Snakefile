@@ -29,7 +29,9 @@ rule data_and_pca:
     input:
         notebook="notebooks/01_data_and_pca.ipynb",
         preset=f"configs/{PRESET}.yaml",
-        modules=modules("almanac", "grammar", "data", "prompts", "compress", "language_model", "evaluate", "scoring", "plots"),
+        modules=modules(
+            "almanac", "grammar", "data", "prompts", "compress", "language_model", "evaluate", "scoring", "plots"
+        ),
         grammar="stage1/assets/almanac.yaml",
         model="stage1/assets/almanac-lm/model.safetensors",
     output:

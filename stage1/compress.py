@@ -50,7 +50,8 @@ class Compression:
         return compressed @ self.components + self.mean
 
     def narrowed(self, width: int) -> "Compression":
-        """The same PCA with its first `width` components."""
+        """The same PCA with its first `width` components. Raises ValueError for a random projection, unordered."""
+        require(self.label.startswith("PCA"), "compression", self.label, "a PCA to narrow")
         require(1 <= width <= self.width, "compressed_width", width, f"1 to {self.width}")
         kept = float(self.explained[width - 1])
         return Compression(self.mean, self.components[:width], self.variances, kept, self.label)
@@ -141,9 +142,8 @@ def nearest_codebook(
     every token back at any K: the compression loses dimensions, not the identity of the token.
     """
     book = codebook.double()
-    offsets = (
-        book.square().sum(1) / 2
-    )  # |z - c|^2 / 2 = |z|^2 / 2 - z.c + |c|^2 / 2, and the first term is the same for all
+    # |z - c|^2 / 2 = |z|^2 / 2 - z.c + |c|^2 / 2, and the first term is the same for every entry.
+    offsets = book.square().sum(1) / 2
     flat = compressed.reshape(-1, compressed.shape[-1]).double()
     nearest = [(offsets - rows @ book.T).argmin(1) for rows in flat.split(chunk)]
     return torch.cat(nearest).view(compressed.shape[:-1])

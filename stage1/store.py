@@ -32,7 +32,6 @@ def run_name(config: StudyConfig) -> str:
     """The preset's name, and where fields differ from the preset a digest of them: no two configs share a folder."""
     preset = load_preset(config.preset).to_dict() if config.preset in presets() else {}
     changed = {name: value for name, value in config.to_dict().items() if preset.get(name) != value}
-    changed.pop("preset", None)
     if not changed:
         return config.preset
     return f"{config.preset}-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"

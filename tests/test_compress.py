@@ -69,6 +69,11 @@ def test_narrowed_is_the_pca_fitted_at_that_width():
     assert torch.equal(narrow.components, fitted.components) and narrow.kept == pytest.approx(fitted.kept)
 
 
+def test_a_random_projection_has_no_first_components_to_narrow_to():
+    with pytest.raises(ValueError, match="compression='random projection': expected a PCA"):
+        random_projection(*table_and_counts(), 6).narrowed(3)
+
+
 def test_components_are_orthonormal_and_their_sign_is_fixed():
     table, counts = table_and_counts()
     for compression in (fit_pca(table, counts, 6), random_projection(table, counts, 6)):
