@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stage1 import almanac, evaluate, pretrain
+from stage1 import almanac, generation, pretrain
 from stage1.config import StudyConfig
 from stage1.language_model import FrozenLM, load
 from stage1.prompts import encode
@@ -35,7 +35,7 @@ def train(folder: Path, shapes: list[str], options: dict) -> None:
 
 def training_rate(lm: FrozenLM, prompts: list[list[int]], repeats: int = 8, batch: int = 32) -> float:
     """Examples/s of a forward and backward pass to the input embeddings, the last 5 positions through the head."""
-    ids, mask = evaluate.left_pad(prompts[:batch], lm.pad_token)
+    ids, mask = generation.left_pad(prompts[:batch], lm.pad_token)
     embeddings = lm.embed(ids).detach().requires_grad_()
     times = []
     for _ in range(repeats + 1):
@@ -50,7 +50,7 @@ def generation_rate(lm: FrozenLM, prompts: list[list[int]], repeats: int = 3) ->
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        evaluate.generate(lm, prompts, lm.embed)
+        generation.generate(lm, prompts, lm.embed)
         times.append(time.perf_counter() - begin)
     return len(prompts) / pd.Series(times[1:]).median()
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import math
+import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +12,14 @@ from pathlib import Path
 import yaml
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
+NOT_NEGATIVE = (
+    "seed", "data_seed", "threads", "train_examples", "selection_examples", "weight_decay", "reconstruction_weight",
+    "ce_weight", "temperature", "selection_every", "checkpoint_every",
+)  # fmt: skip
+AT_LEAST_ONE = (
+    "seeds", "test_examples", "compressed_width", "epochs", "batch_size", "eval_batch_size", "max_prompt_tokens",
+    "max_answer_tokens", "max_new_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,13 @@ class StudyConfig:
     """Name of the preset the values came from; also the folder of its records under `runs/`."""
 
     seed: int = 0
-    """Seeds the corpus, the choice of examples, and later the adapters (dimensionless, >= 0)."""
+    """Seeds one adapter: its initial weights, the order of its examples, its sampling (dimensionless, >= 0)."""
+
+    seeds: int = 1
+    """Adapters that the report trains per objective: seeds 0, 1, ... (count)."""
+
+    data_seed: int = 0
+    """Seeds the corpus, the choice of examples and the random projection (dimensionless, >= 0)."""
 
     threads: int = 0
     """CPU threads for torch in this process; 0 leaves torch's own choice."""
@@ -68,6 +84,53 @@ class StudyConfig:
     weighting: typing.Literal["token", "vocabulary"] = "token"
     """Whether PCA weighs every token of the training prompts alike, or every entry of the vocabulary."""
 
+    # adapter
+    initialisation: typing.Literal["random", "pca_inverse"] = "pca_inverse"
+    """Where the adapter starts: at random, as found, or exactly at the linear PCA inverse, learning the residual."""
+
+    output_scaling: typing.Literal["unit_rms", "calibrated"] = "calibrated"
+    """Where its output norm starts: at one per dimension, as found, or at the statistics of what it must produce."""
+
+    # training
+    objective: str = "option3_teacher_forced"
+    """Training objective; `stage1/objectives.py` lists them."""
+
+    epochs: int = 3
+    """Passes over the training examples, or as many tokens drawn by their counts."""
+
+    batch_size: int = 64
+    """Examples per optimizer step."""
+
+    learning_rate: float | None = None
+    """Peak of AdamW's schedule; None takes the one chosen on the selection split for this objective and adapter."""
+
+    warmup: float = 0.05
+    """Share of the steps with a linearly growing learning rate; a cosine to zero follows."""
+
+    weight_decay: float = 0.01
+    """AdamW weight decay, on all parameters."""
+
+    max_grad_norm: float = 1.0
+    """Norm that gradients are clipped to."""
+
+    reconstruction_weight: float = 1.0
+    """Weight of the reconstruction term where the objective has several terms and does not fix them."""
+
+    ce_weight: float = 1.0
+    """Weight of the cross-entropy term, likewise."""
+
+    gold_fraction: float = 0.25
+    """On-policy training: share of each batch that is supervised on gold instead of generated answers."""
+
+    temperature: float = 0.0
+    """On-policy training: temperature of sampled answers; 0 decodes greedily."""
+
+    selection_every: int = 100
+    """Steps between evaluations on the selection split; 0 evaluates at the end only."""
+
+    checkpoint_every: int = 100
+    """Steps between checkpoints, from which an interrupted training resumes; 0 writes none."""
+
     # evaluation
     max_new_tokens: int = 20
     """Length at which greedy generation stops if the end token has not come (tokens)."""
@@ -78,11 +141,14 @@ class StudyConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_type(field.name, getattr(self, field.name), typing.get_type_hints(type(self))[field.name])
-        for name in ("seed", "threads", "train_examples", "selection_examples"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
-        lengths = ("max_prompt_tokens", "max_answer_tokens", "max_new_tokens")
-        for name in ("test_examples", "compressed_width", "eval_batch_size", *lengths):
+        for name in NOT_NEGATIVE:
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "zero or more")
+        for name in AT_LEAST_ONE:
             require(getattr(self, name) >= 1, name, getattr(self, name), "one or more")
+        for name in ("warmup", "gold_fraction"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        rate = self.learning_rate
+        require(rate is None or 0 < rate < math.inf, "learning_rate", rate, "a positive number, or None")
 
     def replace(self, **changes) -> "StudyConfig":
         """A copy with some fields changed; unknown names are refused."""
@@ -101,6 +167,9 @@ def require(condition: bool, name: str, value, allowed: str) -> None:
 
 def check_type(name: str, value, expected) -> None:
     """Raise TypeError (or ValueError for a Literal) unless the value has the field's type; an int serves as a float."""
+    if isinstance(expected, types.UnionType):  # `float | None`
+        expected = typing.get_args(expected)[0]
+        return None if value is None else check_type(name, value, expected)
     if typing.get_origin(expected) is typing.Literal:
         choices = typing.get_args(expected)
         hint = nearest(value, choices) if isinstance(value, str) else ""

@@ -27,15 +27,26 @@ def load_split(config: StudyConfig, split: str) -> "datasets.Dataset":
     require(split in SPLITS, "split", split, f"one of {', '.join(SPLITS)}")
     wanted = getattr(config, f"{split}_examples")
     if config.data == "almanac":
-        names = config.test_names if split == "test" else "seen"
-        return almanac.dataset(wanted, seed=config.seed, split=split, names=names)
-    examples = split_by_article(read_source(config.data), config.seed)[split]
-    order = random.Random(f"examples {config.seed}").sample(range(len(examples)), len(examples))
+        return almanac.dataset(wanted, **almanac_kind(config, split))
+    examples = split_by_article(read_source(config.data), config.data_seed)[split]
+    order = random.Random(f"examples {config.data_seed}").sample(range(len(examples)), len(examples))
     require(wanted <= len(examples), f"{split}_examples", wanted, f"at most {len(examples)}, all that the source has")
     examples = examples.select(order[:wanted])
     for example in examples:
         check_answers(example, config.data)
     return examples
+
+
+def rows(config: StudyConfig, split: str) -> list[dict]:
+    """The examples of `load_split` as plain dictionaries; the almanac's without the library `datasets`."""
+    if config.data == "almanac" and split in SPLITS:
+        return almanac.table(getattr(config, f"{split}_examples"), **almanac_kind(config, split)).to_pylist()
+    return load_split(config, split).to_list()
+
+
+def almanac_kind(config: StudyConfig, split: str) -> dict:
+    names = config.test_names if split == "test" else "seen"
+    return {"seed": config.data_seed, "split": split, "names": names}
 
 
 def read_source(data: str) -> "datasets.DatasetDict":

@@ -1,86 +1,68 @@
-"""What the frozen model answers: batched greedy generation under each condition, scored per example."""
+"""What the frozen model answers under each condition, through one code path.
 
-import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+A condition is a table with one input embedding per vocabulary entry. Compression and adapters work token by token, so
+the table `decode(compress(vocabulary))` holds every embedding that a prompt can be rebuilt from; the prompt's own
+embeddings are read under `embeddings` alone.
+"""
 
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
-from transformers import GenerationConfig
+from torch.nn.functional import cosine_similarity, cross_entropy, embedding
 
+from stage1.compress import Compression, nearest_codebook
 from stage1.config import StudyConfig
+from stage1.generation import Answer, by_length, generate
 from stage1.language_model import FrozenLM
-from stage1.prompts import Encoded
+from stage1.objectives import before, join
+from stage1.prompts import Encoded, encode
 from stage1.scoring import exact_match, f1
 
-Embed = Callable[[Int[Tensor, "B T"]], Float[Tensor, "B T D"]]
+FLOORS = ("question_only", "shuffled_context")
 
 
-class Answer(NamedTuple):
-    """One generated answer: its text, its token ids without the end token, and whether the end token came."""
+def untrained_conditions(lm: FrozenLM, compression: Compression, control: Compression) -> dict[str, Tensor | None]:
+    """Tables [V, D] of the conditions that need no training; None stands for the token ids themselves.
 
-    text: str
-    ids: list[int]
-    ended: bool
-
-
-def left_pad(prompts: Sequence[list[int]], pad: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Prompts as one batch that ends flush right, and the mask of real tokens, made from lengths and never from ids."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    return ids, torch.arange(longest) >= (longest - lengths)[:, None]
-
-
-def by_length(prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-    """Indices of the prompts in batches of similar length, longest first, so that the largest batch is met first."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    `control` is a random projection to the same width.
+    """
+    table = lm.embedding_table
+    codebook = compression.compress(table)
+    return {
+        "text": None,
+        "embeddings": table,
+        "pca_inverse": compression.expand(codebook),
+        "codebook": table[nearest_codebook(codebook, codebook)],
+        "random_projection": control.expand(control.compress(table)),
+    }
 
 
-@torch.inference_mode()
-def generate_batch(
-    lm: FrozenLM, prompts: Sequence[list[int]], embed: Embed | None, max_new_tokens: int
-) -> list[Answer]:
-    """Greedy answers to one batch. `embed` maps token ids to input embeddings; None passes the token ids themselves."""
-    ids, mask = (tensor.to(lm.device) for tensor in left_pad(prompts, lm.pad_token))
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=lm.end_tokens, pad_token_id=lm.pad_token
-    )
-    inputs = {"input_ids": ids} if embed is None else {"inputs_embeds": embed(ids).to(lm.model.dtype)}
-    output = lm.model.generate(**inputs, attention_mask=mask.long(), generation_config=settings)
-    new = output[:, ids.shape[1] :] if embed is None else output  # from embeddings, only new tokens come back
-    return [read_answer(lm, row) for row in new.tolist()]
+def without_context(examples: Sequence[Mapping], floor: str) -> list[dict]:
+    """The examples as a floor sees them: with no context, or with that of another article.
 
-
-def read_answer(lm: FrozenLM, row: list[int]) -> Answer:
-    """The tokens up to the first end token, as text."""
-    stop = next((place for place, token in enumerate(row) if token in lm.end_tokens), None)
-    ids = row[:stop]
-    return Answer(lm.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, stop is not None)
-
-
-def generate(
-    lm: FrozenLM,
-    prompts: Sequence[list[int]],
-    embed: Embed | None = None,
-    max_new_tokens: int = 20,
-    batch_size: int = 64,
-    description: str = "generate",
-) -> list[Answer]:
-    """Greedy answers to all prompts, in the order given. Batches are of similar length; padding moves no position."""
-    answers: dict[int, Answer] = {}
-    batches = by_length(prompts, batch_size)
-    for batch in tqdm(batches, desc=description, file=sys.stdout):
-        answers |= zip(batch, generate_batch(lm, [prompts[i] for i in batch], embed, max_new_tokens), strict=True)
-    return [answers[i] for i in range(len(prompts))]
+    Raises ValueError where `shuffled_context` has a single article to choose from.
+    """
+    if floor == "question_only":
+        return [example | {"context": ""} for example in examples]
+    if len({example["title"] for example in examples}) < 2:
+        raise ValueError("shuffled_context: expected test questions on at least two articles")
+    # Sorted by article, half the examples further on is another article's, unless one article has more than half.
+    order = sorted(range(len(examples)), key=lambda i: examples[i]["title"])
+    changed: list[dict] = [{}] * len(examples)
+    for place, i in enumerate(order):
+        there = (examples[order[(place + shift) % len(order)]] for shift in range(len(order) // 2, 2 * len(order)))
+        other = next(example for example in there if example["title"] != examples[i]["title"])
+        changed[i] = examples[i] | {"context": other["context"]}
+    return changed
 
 
 def score_answers(encoded: Encoded, answers: Sequence[Answer], condition: str) -> pd.DataFrame:
-    """One row per example: id, title, condition, prediction, golds, f1 and em in percent, ended, tokens."""
+    """One row per example: id, title, condition, prediction, golds, f1 and em in percent, ended, empty, tokens."""
     return pd.DataFrame(
         {
             "id": encoded.ids,
@@ -91,17 +73,81 @@ def score_answers(encoded: Encoded, answers: Sequence[Answer], condition: str) -
             "f1": [f1(answer.text, golds) for answer, golds in zip(answers, encoded.golds, strict=True)],
             "em": [exact_match(answer.text, golds) for answer, golds in zip(answers, encoded.golds, strict=True)],
             "ended": [answer.ended for answer in answers],
+            "empty": [not answer.text for answer in answers],
             "tokens": [len(answer.ids) for answer in answers],
         }
     )
 
 
-def evaluate(lm: FrozenLM, encoded: Encoded, condition: str, config: StudyConfig) -> pd.DataFrame:
-    """Generate and score under `text` (token ids) or `embeddings` (the same ids through the embedding table)."""
-    conditions = {"text": None, "embeddings": lm.embed}
-    if condition not in conditions:
-        raise ValueError(f"condition={condition!r}: expected one of {', '.join(conditions)}")
-    answers = generate(
-        lm, encoded.prompts, conditions[condition], config.max_new_tokens, config.eval_batch_size, condition
+@torch.inference_mode()
+def teacher_forced(
+    lm: FrozenLM, encoded: Encoded, table: Float[Tensor, "V D"], batch_size: int = 64
+) -> dict[str, list[float]]:
+    """Per example, on its gold answer: cross-entropy (nats) and accuracy (0 to 1) of the first token, `ce_first` and
+    `right_first`, and means over the later ones with the end token, `ce_later` and `right_later` (nan without any)."""
+    measures = {name: [math.nan] * len(encoded) for name in ("ce_first", "right_first", "ce_later", "right_later")}
+    for batch in by_length(encoded.prompts, batch_size):
+        rows = join([encoded.prompts[i] for i in batch], [encoded.answers[i] for i in batch], lm.pad_token, lm.device)
+        inputs = torch.where(rows.prompt[..., None], embedding(rows.ids, table), lm.embed(rows.ids).to(table.dtype))
+        logits = lm.logits(inputs, before(rows.answer, "teacher_forced"))
+        targets = rows.ids[rows.answer]
+        ce = cross_entropy(logits, targets, reduction="none").tolist()
+        right = (logits.argmax(-1) == targets).tolist()
+        at = 0
+        for i in batch:
+            end = at + len(encoded.answers[i])
+            measures["ce_first"][i], measures["right_first"][i] = ce[at], float(right[at])
+            if end > at + 1:
+                measures["ce_later"][i], measures["right_later"][i] = (
+                    np.mean(ce[at + 1 : end]),
+                    np.mean(right[at + 1 : end]),
+                )
+            at = end
+    return measures
+
+
+def evaluate(
+    lm: FrozenLM,
+    encoded: Encoded,
+    condition: str,
+    table: Float[Tensor, "V D"] | None,
+    config: StudyConfig,
+    description: str | None = None,
+) -> pd.DataFrame:
+    """Generate and score under one condition, with the gold answer's teacher-forced measures beside; one row per
+    example. A table of None passes the token ids themselves. An empty description hides the progress."""
+    embed = None if table is None else lambda ids: embedding(ids, table)
+    name = condition if description is None else description
+    answers = generate(lm, encoded.prompts, embed, config.max_new_tokens, config.eval_batch_size, name)
+    read = lm.embedding_table if table is None else table
+    return score_answers(encoded, answers, condition).assign(
+        **teacher_forced(lm, encoded, read, config.eval_batch_size)
     )
-    return score_answers(encoded, answers, condition)
+
+
+def evaluate_floors(lm: FrozenLM, examples: Sequence[Mapping], config: StudyConfig) -> pd.DataFrame:
+    """What the model scores on the same questions without their context, read as text."""
+    encoded = {floor: encode(without_context(examples, floor), lm.tokenizer, config) for floor in FLOORS}
+    return pd.concat([evaluate(lm, encoded[floor], floor, None, config) for floor in FLOORS])
+
+
+@torch.inference_mode()
+def reconstruction(table: Float[Tensor, "V D"], rebuilt: Float[Tensor, "V D"], counts: np.ndarray) -> dict[str, float]:
+    """How near the rebuilt embeddings of the counted tokens are to the original ones, each token weighing alike.
+
+    `mse` per dimension (embedding units squared); `fvu`, mse over the variance of the original embeddings; mean
+    `cosine`; mean `norm_ratio`; `nearest_right`, the share of tokens whose nearest vocabulary entry is themselves.
+    """
+    used = torch.from_numpy(counts.nonzero()[0]).to(table.device)
+    share = torch.from_numpy(counts / counts.sum()).to(table.device)[used]
+    x, y = table[used].double(), rebuilt[used].double()
+    mse = share @ (y - x).square().mean(1)
+    variance = share @ (x - share @ x).square().mean(1)
+    nearest = nearest_codebook(rebuilt[used], table)
+    return {
+        "mse": mse.item(),
+        "fvu": (mse / variance).item(),
+        "cosine": (share @ cosine_similarity(x, y, dim=1)).item(),
+        "norm_ratio": (share @ (y.norm(dim=1) / x.norm(dim=1))).item(),
+        "nearest_right": (share @ (nearest == used).double()).item(),
+    }

@@ -7,7 +7,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -53,6 +53,19 @@ class FrozenLM:
 
     def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         return self.model.get_input_embeddings()(ids.to(self.device))
+
+    def logits(
+        self, embeddings: Float[Tensor, "B T D"], where: Bool[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "N V"]:
+        """Next-token logits in float32 at the N positions that `where` marks, row by row; the head reads no other.
+
+        Without a mask, padding must come last in its row: causal attention keeps real tokens from seeing it.
+        """
+        attention = None if mask is None else mask.long()
+        hidden = self.model.base_model(
+            inputs_embeds=embeddings.to(self.model.dtype), attention_mask=attention, use_cache=False
+        ).last_hidden_state
+        return self.model.get_output_embeddings()(hidden[where]).float()
 
     def checksum(self) -> str:
         """A digest of every parameter and buffer, bit for bit, computed where the weights are."""

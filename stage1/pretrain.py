@@ -150,7 +150,7 @@ def answer_scores(lm: FrozenLM, names: str, seed: int, n: int = 1_000) -> dict:
     """F1 and EM (percent, with 95 % intervals by article) on n fresh test questions, from original embeddings."""
     config = StudyConfig(eval_batch_size=250)
     encoded = encode(almanac.table(n, seed, "test", names).to_pylist(), lm.tokenizer, config)
-    table = evaluate.evaluate(lm, encoded, "embeddings", config)
+    table = evaluate.evaluate(lm, encoded, "embeddings", lm.embedding_table, config)
     figures = {
         metric: mean_interval(table[metric].tolist(), table["title"].tolist())._asdict() for metric in ("f1", "em")
     }

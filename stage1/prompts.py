@@ -1,7 +1,7 @@
 """From examples to tokens: prompt templates, length budgets, gold answers, and token counts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -28,6 +28,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def first(self, n: int) -> "Encoded":
+        """The first n examples."""
+        lists = {name: value[:n] for name, value in vars(self).items() if isinstance(value, list)}
+        return replace(self, **lists)
 
 
 def render(

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
+TEACHER_FORCED = ("ce_first", "ce_later", "right_first", "right_later")
 
 
 class Interval(NamedTuple):
@@ -83,16 +84,23 @@ def mean_interval(
     return Interval(mean, float(low), float(high))
 
 
+def retention(f1: float, ceiling: float, floor: float) -> float:
+    """(F1 - floor) / (F1 of the original embeddings - floor) in percent; nan where the ceiling is no higher."""
+    return 100 * (f1 - floor) / (ceiling - floor) if ceiling > floor else float("nan")
+
+
 def summary(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """One row per group of scored examples: mean F1 and EM in percent with `_low` and `_high`, rate of answers that
-    ended by themselves, mean answer length in tokens, and the number of questions and articles."""
+    """One row per group of scored examples: mean F1 and EM in percent with `_low` and `_high`; rates of answers that
+    ended by themselves and of empty ones; mean answer length in tokens; teacher-forced cross-entropy (nats) and
+    accuracy (0 to 1) at the first and at later answer tokens, averaged over examples; number of questions and articles.
+    """
     rows = []
     for key, group in scored.groupby(by, sort=False):
         row = dict(zip(by, key, strict=True))
         for metric in ("f1", "em"):
             mean, low, high = mean_interval(group[metric].tolist(), group["title"].tolist())
             row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
-        row |= {"ended": group["ended"].mean(), "tokens": group["tokens"].mean()}
+        row |= {name: float(group[name].mean()) for name in ("ended", "empty", "tokens", *TEACHER_FORCED)}
         row |= {"questions": len(group), "articles": group["title"].nunique()}
         rows.append(row)
     return pd.DataFrame(rows)

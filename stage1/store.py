@@ -28,10 +28,16 @@ def runs_folder() -> Path:
     return Path(os.environ.get("STAGE1_RUNS", ROOT / "runs"))
 
 
+NOT_IN_THE_NAME = ("objective", "seed", "seeds", "checkpoint_every")
+"""Fields in which adapters of one run folder may differ (each has a folder of its own in it), or that change no result.
+"""
+
+
 def run_name(config: StudyConfig) -> str:
-    """The preset's name, and where fields differ from the preset a digest of them: no two configs share a folder."""
+    """The preset's name, and where fields of the whole study differ from the preset a digest of them."""
     preset = load_preset(config.preset).to_dict() if config.preset in presets() else {}
     changed = {name: value for name, value in config.to_dict().items() if preset.get(name) != value}
+    changed = {name: value for name, value in changed.items() if name not in NOT_IN_THE_NAME}
     if not changed:
         return config.preset
     return f"{config.preset}-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
@@ -40,6 +46,11 @@ def run_name(config: StudyConfig) -> str:
 def run_folder(config: StudyConfig) -> Path:
     """Where the records of a config go."""
     return runs_folder() / run_name(config)
+
+
+def adapter_folder(config: StudyConfig) -> Path:
+    """Where the adapter of the config's objective and seed goes, with its records."""
+    return run_folder(config) / "adapters" / f"{config.objective}-seed{config.seed}"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
