@@ -1,9 +1,10 @@
 """Runs a notebook through papermill and renders it: one step of the DAG in the Snakefile.
 
-    python -m stage1.notebooks notebooks/01_data_and_pca.ipynb quick reports/quick/01_data_and_pca.html
+    python -m stage1.notebooks notebooks/02_train_adapter.ipynb quick reports/quick/02_distill.html -p objective distill
 
-The executed notebook goes to `runs/<preset>/notebooks/` cell by cell, so a failed run can be looked at; the HTML page
-appears whole, at the end. A lock per step keeps a second run waiting, also for a run whose parent was killed.
+The executed notebook goes to `runs/<preset>/notebooks/` under the page's name, cell by cell, so a failed run can be
+looked at; the HTML page appears whole, at the end. A lock per step keeps a second run waiting, also for a run whose
+parent was killed.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import yaml
 from filelock import FileLock, Timeout
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
@@ -19,8 +21,8 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from stage1 import store
 
 
-def execute(notebook: Path, preset: str, executed: Path) -> None:
-    """Execute the notebook with the preset; raises papermill's PapermillExecutionError where a cell fails."""
+def execute(notebook: Path, executed: Path, parameters: dict) -> None:
+    """Execute the notebook with the parameters; raises papermill's PapermillExecutionError where a cell fails."""
     executed.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(executed.with_suffix(".lock"))
     try:
@@ -29,7 +31,7 @@ def execute(notebook: Path, preset: str, executed: Path) -> None:
         print(f"{executed}: another run of this step is still going; waiting for it to end", file=sys.stderr)
         lock.acquire()
     try:
-        papermill.execute_notebook(notebook, executed, {"preset": preset}, kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(notebook, executed, parameters, kernel_name="python3", progress_bar=False)
     finally:
         lock.release()
 
@@ -49,9 +51,11 @@ def main() -> None:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("preset")
     parser.add_argument("page", type=Path, help="where the HTML page goes")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     arguments = parser.parse_args()
-    executed = store.runs_folder() / arguments.preset / "notebooks" / arguments.notebook.name
-    execute(arguments.notebook, arguments.preset, executed)
+    executed = store.runs_folder() / arguments.preset / "notebooks" / f"{arguments.page.stem}.ipynb"
+    given = {name: yaml.safe_load(value) for name, value in arguments.parameters}
+    execute(arguments.notebook, executed, {"preset": arguments.preset} | given)
     render(executed, arguments.page)
 
 

@@ -1,0 +1,97 @@
+"""Reads what runs have left, and sets conditions, seeds and factors against each other."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from stage1 import scoring, store
+from stage1.config import StudyConfig
+from stage1.objectives import OBJECTIVES
+
+RECORDS = store.ROOT / "records"
+"""Committed tables of runs that took a GPU."""
+FLOORS = ("question_only", "shuffled_context")
+
+
+def planned(config: StudyConfig) -> list[StudyConfig]:
+    """The adapters that the report of a config trains: every objective with each of its seeds."""
+    return [config.replace(objective=name, seed=seed) for name in OBJECTIVES for seed in range(config.seeds)]
+
+
+def adapter_records(config: StudyConfig) -> list[dict]:
+    """The records of all planned adapters. Raises RecordError with the command that makes the first one missing."""
+    records = []
+    for run in planned(config):
+        path = store.adapter_folder(run) / "record.json"
+        if not path.exists():
+            raise store.RecordError(
+                f"{path}: this adapter has not been trained yet; make all of them with `make report "
+                f"PRESET={config.preset}`, or this one with `papermill notebooks/02_train_adapter.ipynb out.ipynb "
+                f"-p preset {config.preset} -p objective {run.objective} -p seed {run.seed}`"
+            )
+        records.append(store.read_json(path))
+    return records
+
+
+def adapter_answers(config: StudyConfig) -> pd.DataFrame:
+    """Every answer of the planned adapters: the condition is the objective's name, `seed` the adapter's."""
+    folders = {run: store.adapter_folder(run) for run in planned(config)}
+    return pd.concat(
+        store.read_table(folder / "answers.parquet").assign(seed=run.seed) for run, folder in folders.items()
+    )
+
+
+def curves(config: StudyConfig) -> pd.DataFrame:
+    """The training curves of the planned adapters, with `objective` and `seed`."""
+    return pd.concat(
+        store.read_table(store.adapter_folder(run) / "curve.parquet").assign(objective=run.objective, seed=run.seed)
+        for run in planned(config)
+    )
+
+
+def over_seeds(answers: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """One row per example and group `by`: every score averaged over whatever else varies, such as seeds."""
+    numbers = answers.select_dtypes(["number", "bool"]).columns.difference([*by, "seed"])
+    return answers.groupby([*by, "id", "title"], sort=False, observed=True)[list(numbers)].mean().reset_index()
+
+
+def condition_table(answers: pd.DataFrame, rebuilt: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """One row per condition, averaged over seeds: the columns of `scoring.summary`, retention in percent against the
+    higher of the floors, and the reconstruction of the prompt's tokens where the condition rebuilds them."""
+    table = scoring.summary(over_seeds(answers, ["condition"]), ["condition"]).set_index("condition")
+    floor, ceiling = table.loc[list(FLOORS), "f1"].max(), table.loc["embeddings", "f1"]
+    table.insert(6, "retention", [scoring.retention(f1, ceiling, floor) for f1 in table["f1"]])
+    return table.join(pd.DataFrame(rebuilt).T).rename_axis("condition").reset_index()
+
+
+def contrast(scores: pd.DataFrame, factor: str, first: str, second: str, metric: str = "f1") -> scoring.Interval:
+    """Mean difference in a score between two levels of a factor, on the same examples, everything else averaged over.
+
+    The interval resamples articles; seeds are averaged, so it does not cover the choice of seeds.
+    """
+    wide = over_seeds(scores, [factor]).pivot(index=["id", "title"], columns=factor, values=metric)
+    difference = (wide[first] - wide[second]).reset_index(name="difference")
+    if difference["difference"].isna().any():
+        raise ValueError(f"{factor}: {first!r} and {second!r} were not scored on the same examples")
+    return scoring.mean_interval(difference["difference"].tolist(), difference["title"].tolist())
+
+
+def committed(preset: str, name: str) -> pd.DataFrame:
+    """A committed table of runs that took a GPU, CSV or parquet. Raises RecordError where it is missing."""
+    path = RECORDS / preset / name
+    if not path.is_file():
+        raise store.RecordError(f"{path}: no such table; `python -m stage1.sweep` makes it")
+    return pd.read_csv(path) if path.suffix == ".csv" else store.read_table(path)
+
+
+def budget_table(runs: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
+    """One row per objective and adapter: means over seeds of F1 (with its standard deviation, `f1_sd`), EM, retention
+    and fvu on the test questions, and how many seeds that is."""
+    f1 = untrained.set_index("condition")["f1"]
+    floor, ceiling = f1[list(FLOORS)].max(), f1["embeddings"]
+    by = ["objective", "initialisation", "output_scaling"]
+    measures = {"f1": ("f1", "mean"), "f1_sd": ("f1", "std"), "em": ("em", "mean"), "fvu": ("fvu", "mean")}
+    table = runs.groupby(by, sort=False).agg(**measures, seeds=("seed", "nunique")).reset_index()
+    table.insert(6, "retention", [scoring.retention(mean, ceiling, floor) for mean in table["f1"]])
+    order = {name: place for place, name in enumerate(OBJECTIVES)}
+    return table.sort_values(by, key=lambda column: column.map(order) if column.name == "objective" else column)
