@@ -55,6 +55,30 @@ def test_replace_leaves_the_original_and_the_other_fields_alone():
         ({"eval_batch_size": 0}, ValueError, ["eval_batch_size=0", "one or more"]),
         ({"max_prompt_tokens": -160}, ValueError, ["max_prompt_tokens=-160", "one or more"]),
         ({"dtype": "bfloat61"}, ValueError, ["dtype='bfloat61'", "'float32', 'bfloat16'", "did you mean 'bfloat16'"]),
+        ({"data_seed": -1}, ValueError, ["data_seed=-1", "zero or more"]),
+        ({"seeds": 0}, ValueError, ["seeds=0", "one or more"]),
+        ({"epochs": 0}, ValueError, ["epochs=0", "one or more"]),
+        ({"batch_size": 0}, ValueError, ["batch_size=0", "one or more"]),
+        ({"selection_every": -1}, ValueError, ["selection_every=-1", "zero or more"]),
+        ({"checkpoint_every": -1}, ValueError, ["checkpoint_every=-1", "zero or more"]),
+        ({"warmup": 1.1}, ValueError, ["warmup=1.1", "0 to 1"]),
+        ({"warmup": -0.1}, ValueError, ["warmup=-0.1", "0 to 1"]),
+        ({"gold_fraction": 1.5}, ValueError, ["gold_fraction=1.5", "0 to 1"]),
+        ({"gold_fraction": math.nan}, ValueError, ["gold_fraction=nan", "0 to 1"]),
+        ({"weight_decay": -0.1}, ValueError, ["weight_decay=-0.1", "zero or more"]),
+        ({"temperature": -1.0}, ValueError, ["temperature=-1.0", "zero or more"]),
+        ({"temperature": math.inf}, ValueError, ["temperature=inf", "zero or more"]),
+        ({"reconstruction_weight": math.nan}, ValueError, ["reconstruction_weight=nan", "zero or more"]),
+        ({"ce_weight": -2.0}, ValueError, ["ce_weight=-2.0", "zero or more"]),
+        ({"learning_rate": 0.0}, ValueError, ["learning_rate=0.0", "a positive number, or None"]),
+        ({"learning_rate": -1.0}, ValueError, ["learning_rate=-1.0", "a positive number, or None"]),
+        ({"learning_rate": math.nan}, ValueError, ["learning_rate=nan", "a positive number, or None"]),
+        ({"learning_rate": math.inf}, ValueError, ["learning_rate=inf", "a positive number, or None"]),
+        ({"learning_rate": "1e-3"}, TypeError, ["learning_rate='1e-3'", "str", "expected float", "1.0e-4, not 1e-4"]),
+        ({"learning_rate": True}, TypeError, ["learning_rate=True", "bool", "expected float"]),
+        ({"objective": None}, TypeError, ["objective=None", "expected str"]),
+        ({"initialisation": "pca"}, ValueError, ["initialisation='pca'", "'random', 'pca_inverse'"]),
+        ({"output_scaling": "callibrated"}, ValueError, ["output_scaling=", "did you mean 'calibrated'"]),
         ({"device": 0}, ValueError, ["device=0", "'auto', 'cpu', 'cuda'"]),
         ({"prompt_template": "xyz"}, ValueError, ["prompt_template='xyz'", "'plain', 'chat'"]),
         ({"trian_examples": 5}, ValueError, ["'trian_examples'", "did you mean 'train_examples'"]),
@@ -65,6 +89,17 @@ def test_a_wrong_value_is_refused_by_name(unchecked, changes, error, words):
         unchecked.StudyConfig().replace(**changes)
     for word in words:
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize("rate", [None, 1.0e-3, 1])
+def test_a_learning_rate_may_be_left_open(unchecked, rate):
+    assert unchecked.StudyConfig(learning_rate=rate).learning_rate == rate
+
+
+@pytest.mark.parametrize("share", [0, 0.0, 0.5, 1, 1.0])
+def test_shares_lie_between_none_and_all(unchecked, share):
+    made = unchecked.StudyConfig(warmup=share, gold_fraction=share)
+    assert (made.warmup, made.gold_fraction) == (share, share)
 
 
 def test_no_suggestion_is_made_where_nothing_is_near():

@@ -1,12 +1,14 @@
 """Examples from three sources: splits that share no article, seeded choices, and errors that say where."""
 
 import json
+import sys
 
 import datasets
 import pytest
 
 from stage1.config import StudyConfig
 from stage1.data import SPLITS, load_split, read_squad_json
+from stage1.data import rows as data_rows
 from stage1.grammar import grammar
 
 ARTICLES = 12
@@ -112,15 +114,43 @@ def test_the_splits_of_a_squad_file_share_no_article(squad_file):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_seed_decides_which_examples_are_chosen(squad_file, split):
-    chosen = [load_split(config(squad_file, seed=seed), split)["id"] for seed in (0, 0, 1, 2, 3)]
+def test_the_data_seed_decides_which_examples_are_chosen(squad_file, split):
+    chosen = [load_split(config(squad_file, data_seed=seed), split)["id"] for seed in (0, 0, 1, 2, 3)]
     assert list(chosen[0]) == list(chosen[1])
     assert len({tuple(ids) for ids in chosen}) > 2
 
 
+@pytest.mark.parametrize("source", ["almanac", "squad"])
+def test_the_seed_of_an_adapter_changes_no_example(squad_file, source):
+    data = squad_file if source == "squad" else "almanac"
+    for split in SPLITS:
+        chosen = [data_rows(config(data, seed=seed), split) for seed in (0, 7)]
+        assert chosen[0] == chosen[1] != data_rows(config(data, data_seed=7), split)
+
+
+@pytest.mark.parametrize("source", ["almanac", "squad"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_are_the_examples_of_the_split_as_plain_dictionaries(squad_file, source, split):
+    asked = config(squad_file if source == "squad" else "almanac", data_seed=3)
+    rows = data_rows(asked, split)
+    assert rows == load_split(asked, split).to_list() and type(rows[0]) is dict
+    assert len(rows) == getattr(asked, f"{split}_examples")
+
+
+def test_rows_of_the_almanac_do_without_the_library_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it fails
+    assert len(data_rows(StudyConfig(test_examples=5), "test")) == 5
+
+
+def test_rows_have_the_names_that_the_config_asks_for_in_the_test_split_alone():
+    seen, unseen = (StudyConfig(train_examples=5, test_examples=5, test_names=names) for names in ("seen", "unseen"))
+    assert data_rows(seen, "train") == data_rows(unseen, "train")
+    assert data_rows(seen, "test") != data_rows(unseen, "test")
+
+
 @pytest.mark.parametrize("split", ["selection", "test"])
-def test_the_seed_decides_which_articles_are_held_out(squad_file, split):
-    chosen = {frozenset(load_split(config(squad_file, seed=seed), split)["title"]) for seed in range(5)}
+def test_the_data_seed_decides_which_articles_are_held_out(squad_file, split):
+    chosen = {frozenset(load_split(config(squad_file, data_seed=seed), split)["title"]) for seed in range(5)}
     assert len(chosen) > 2
 
 
@@ -159,7 +189,7 @@ def test_the_validation_split_of_a_saved_dataset_becomes_the_test(tmp_path):
 def test_the_seed_decides_which_examples_of_a_given_test_split_are_chosen(tmp_path):
     parts = {name: rows([f"{name} {i}" for i in range(12)]) for name in ("train", "validation")}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
-    chosen = {tuple(load_split(config(tmp_path / "saved", seed=seed), "test")["id"]) for seed in range(5)}
+    chosen = {tuple(load_split(config(tmp_path / "saved", data_seed=seed), "test")["id"]) for seed in range(5)}
     assert len(chosen) > 2
 
 
@@ -188,6 +218,8 @@ def test_a_saved_dataset_with_one_named_split_is_split_by_article(tmp_path):
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match=r"split='dev'.*train, selection, test"):
         load_split(StudyConfig(), "dev")
+    with pytest.raises(ValueError, match=r"split='dev'.*train, selection, test"):
+        data_rows(StudyConfig(), "dev")
 
 
 @pytest.mark.parametrize("data", ["alamanac", "./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "nowhere.json"])

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from stage1 import model_card, store
 from stage1.language_model import SHIPPED
+from stage1.objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -86,26 +87,33 @@ def running_step(snakemake: subprocess.Popen, executed: Path) -> psutil.Process:
 
 
 def test_a_killed_step_leaves_nothing_half_written_and_the_next_run_finishes(checkout):
-    snakemake = start(checkout)
+    snakemake = start(checkout, "--", RECORD)
     running_step(snakemake, checkout / "runs/smoke/notebooks/01_data_and_pca.ipynb").send_signal(signal.SIGKILL)
     output, _ = snakemake.communicate(timeout=120)
     assert snakemake.returncode != 0, output
     assert not (checkout / RECORD).exists() and not (checkout / PAGE).exists()
-    finish(checkout)
+    finish(checkout, "--", RECORD)
     assert (checkout / RECORD).exists() and (checkout / PAGE).exists()
     written = [path for folder in ("runs", "reports") for path in (checkout / folder).rglob(".*")]
     assert not written, "temporary files are left"
 
 
 def test_finished_steps_are_not_redone_and_changed_inputs_are(checkout):
-    finish(checkout)
-    assert "Nothing to be done" in finish(checkout, "--dry-run")
+    finish(checkout, "--", RECORD)
+    assert "Nothing to be done" in finish(checkout, "--dry-run", "--", RECORD)
     for changed in ("stage1/scoring.py", "configs/smoke.yaml", "notebooks/01_data_and_pca.ipynb"):
         text = (checkout / changed).read_text()
         (checkout / changed).write_text(text + "\n")
-        assert "data_and_pca" in finish(checkout, "--dry-run"), changed
+        assert "data_and_pca" in finish(checkout, "--dry-run", "--", RECORD), changed
         (checkout / changed).write_text(text)
-    assert "Nothing to be done" in finish(checkout, "--dry-run")
+    assert "Nothing to be done" in finish(checkout, "--dry-run", "--", RECORD)
+
+
+def test_the_report_trains_every_objective_with_every_seed(checkout):
+    plan = finish(checkout, "--dry-run")
+    for name in OBJECTIVES:
+        assert f"runs/smoke/adapters/{name}-seed0/record.json" in plan
+    assert "reports/smoke/03_generation_eval.html" in plan
 
 
 def test_an_unknown_preset_stops_the_report_with_its_name(checkout):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stage1.scoring import Interval, exact_match, f1, mean_interval, normalize, summary
+from stage1.scoring import Interval, exact_match, f1, mean_interval, normalize, retention, summary
 
 WORDS = ["the", "A", "an", "Cat", "cat.", "cats", "the-cat", "an'", "théâtre", "U.S.", "1,000", "1000", "…", "-", "  "]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join) | st.text(max_size=12)
@@ -209,7 +209,12 @@ def test_a_summary_has_a_row_per_group_with_means_and_intervals():
             "f1": [100.0, 100.0, 50.0, 50.0] + [0.0] * 4,
             "em": [100.0, 100.0, 0.0, 0.0] + [0.0] * 4,
             "ended": [True, True, True, False] * 2,
+            "empty": [False, False, False, True] * 2,
             "tokens": [1, 2, 3, 4] * 2,
+            "ce_first": [1.0, 2.0, 3.0, 6.0] * 2,
+            "ce_later": [math.nan, 2.0, math.nan, 4.0] + [math.nan] * 4,
+            "right_first": [1.0, 1.0, 0.0, 1.0] * 2,
+            "right_later": [math.nan, 0.5, math.nan, 1.0] + [math.nan] * 4,
         }
     )
     first, second = summary(scored, ["condition"]).to_dict("records")
@@ -222,4 +227,20 @@ def test_a_summary_has_a_row_per_group_with_means_and_intervals():
     )
     assert (first["f1_low"], first["f1_high"], first["em_low"], first["em_high"]) == (50, 100, 0, 100)
     assert (first["questions"], first["articles"]) == (4, 2)
+    assert (first["empty"], first["ce_first"], first["right_first"]) == (0.25, 3.0, 0.75)
+    assert (first["ce_later"], first["right_later"]) == (3.0, 0.75)  # over the answers that have later tokens
     assert (second["condition"], second["f1"]) == ("other", 0)
+    assert math.isnan(second["ce_later"]) and math.isnan(second["right_later"])
+
+
+@pytest.mark.parametrize(
+    "score, ceiling, floor, expected",
+    [(90, 90, 10, 100), (10, 90, 10, 0), (50, 90, 10, 50), (70, 90, 10, 75), (98, 90, 10, 110), (2, 90, 10, -10)],
+)
+def test_retention_is_the_share_of_the_way_from_floor_to_ceiling(score, ceiling, floor, expected):
+    assert retention(float(score), float(ceiling), float(floor)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("ceiling", [10.0, 9.0])
+def test_nothing_is_retained_where_the_ceiling_is_not_above_the_floor(ceiling):
+    assert math.isnan(retention(50.0, ceiling, 10.0))

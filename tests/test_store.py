@@ -77,22 +77,59 @@ def test_a_presets_own_values_go_to_its_own_folder():
 
 def test_each_change_has_a_folder_of_its_own():
     smoke = load_preset("smoke")
-    changes = [{}, {"seed": 1}, {"seed": 2}, {"threads": 1}, {"seed": 1, "threads": 1}, {"preset": "quick"}]
+    changes = [
+        {}, {"data_seed": 1}, {"data_seed": 2}, {"threads": 1}, {"data_seed": 1, "threads": 1},
+        {"learning_rate": 1.0e-3}, {"initialisation": "random"}, {"epochs": 7}, {"preset": "quick"},
+    ]  # fmt: skip
     names = [store.run_name(smoke.replace(**change)) for change in changes]
     assert len(set(names)) == len(names)
     assert names == [store.run_name(smoke.replace(**change)) for change in changes]
     assert all(name.startswith("smoke-") for name in names[1:-1])
 
 
+@pytest.mark.parametrize("changed", [{}, {"epochs": 7}])
+def test_the_adapters_of_a_study_share_its_folder(changed):
+    study = load_preset("smoke").replace(**changed)
+    for change in ({"objective": "distill"}, {"seed": 4}, {"objective": "as_found", "seed": 9}):
+        assert store.run_name(study.replace(**change)) == store.run_name(study)
+
+
+@pytest.mark.parametrize("changed", [{}, {"epochs": 7}])
+@pytest.mark.parametrize("change", [{"objective": "distill"}, {"seed": 4}, {"seeds": 9}, {"checkpoint_every": 0}])
+def test_what_changes_no_result_of_the_study_is_not_in_its_name(changed, change):
+    study = load_preset("smoke").replace(**changed)
+    ((field, value),) = change.items()
+    assert getattr(study, field) != value and store.run_name(study.replace(**change)) == store.run_name(study)
+
+
+def test_every_other_field_is_in_the_name():
+    smoke = load_preset("smoke")
+    others = {
+        "temperature": 1.5, "gold_fraction": 0.75, "ce_weight": 3.0, "reconstruction_weight": 3.0, "warmup": 0.75,
+        "selection_every": 77, "max_grad_norm": 7.0, "weight_decay": 0.75, "batch_size": 7, "train_examples": 77,
+        "selection_examples": 77, "test_examples": 77, "device": "cuda", "dtype": "bfloat16", "eval_batch_size": 7,
+    }  # fmt: skip
+    names = {store.run_name(smoke.replace(**{field: value})) for field, value in others.items()}
+    assert len(names) == len(others) and all(name.startswith("smoke-") for name in names)
+
+
+def test_each_adapter_of_a_study_has_a_folder_of_its_own_in_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAGE1_RUNS", str(tmp_path))
+    smoke = load_preset("smoke").replace(objective="distill", seed=3)
+    assert store.adapter_folder(smoke) == tmp_path / "smoke" / "adapters" / "distill-seed3"
+    changes = [{}, {"objective": "as_found"}, {"seed": 1}, {"objective": "as_found", "seed": 1}, {"learning_rate": 0.1}]
+    assert len({store.adapter_folder(smoke.replace(**change)) for change in changes}) == len(changes)
+
+
 def test_a_file_that_has_the_name_of_a_preset_does_not_get_its_folder(tmp_path):
-    (tmp_path / "smoke.yaml").write_text("seed: 9\n")
+    (tmp_path / "smoke.yaml").write_text("data_seed: 9\n")
     assert store.run_name(load_preset(str(tmp_path / "smoke.yaml"))) != "smoke"
 
 
 def test_two_files_of_one_name_do_not_share_a_folder(tmp_path):
     names = set()
     for seed in (1, 2):
-        (tmp_path / "mine.yaml").write_text(f"seed: {seed}\n")
+        (tmp_path / "mine.yaml").write_text(f"data_seed: {seed}\n")
         names.add(store.run_name(load_preset(str(tmp_path / "mine.yaml"))))
     assert len(names) == 2
 
