@@ -42,7 +42,7 @@ def panels(count: int, width: float = 4.2, height: float = 3.2) -> tuple[Figure,
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False)
     plt.close(figure)
-    return figure, axes[0]
+    return figure, list(axes[0])
 
 
 def token_statistics(lengths: pd.DataFrame, counts: np.ndarray, budget: int) -> Figure:
@@ -140,7 +140,7 @@ def training(curve: pd.DataFrame, selection: pd.DataFrame, objective: str) -> Fi
 def mismatch(table: pd.DataFrame) -> Figure:
     """Does the training loss, or teacher forcing, tell how the model answers? One point per objective (columns
     `condition`, `loss_ratio`, `f1`, `right_first`, `right_later`, `em`)."""
-    figure, (left, right) = panels(2, width=4.8)
+    figure, (left, right) = panels(2, width=4.8, height=3.8)
     for _, row in table.iterrows():
         colour = COLOURS[row["condition"]]
         left.scatter(row["loss_ratio"], row["f1"], color=colour, label=row["condition"])
@@ -148,7 +148,7 @@ def mismatch(table: pd.DataFrame) -> Figure:
         right.scatter(100 * row["right_later"], row["em"], color=colour, marker="s", facecolor="none")
     left.set(title="Own training loss", xlabel="last loss / first loss (lower is better)")
     left.set(ylabel="F1, free-running (percent, higher is better)")
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     right.plot([0, 100], [0, 100], color="grey", linestyle=":", linewidth=1)
     right.set(title="Teacher-forced accuracy", xlabel="gold tokens right, teacher-forced (percent): ● first, □ later")
     right.set(ylabel="EM, free-running (percent, higher is better)")
@@ -170,5 +170,5 @@ def factors(runs: pd.DataFrame, levels: Sequence[str]) -> Figure:
         axis.scatter([], [], marker=markers[level], edgecolor="grey", label=level, **filled)
     axis.set_yticks(range(len(objectives)), objectives)
     axis.set(xlabel="F1 (percent, higher is better)", xlim=(-2, 102))
-    axis.legend(loc="lower right", fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(levels))
     return figure

@@ -69,7 +69,10 @@ def contrast(scores: pd.DataFrame, factor: str, first: str, second: str, metric:
 
     The interval resamples articles; seeds are averaged, so it does not cover the choice of seeds.
     """
-    wide = over_seeds(scores, [factor]).pivot(index=["id", "title"], columns=factor, values=metric)
+    pair = scores[scores[factor].isin([first, second])]
+    if pair.groupby([factor, "id"], observed=True)[metric].count().nunique() != 1:
+        raise ValueError(f"{factor}: not every example has as many scores under {first!r} as under {second!r}")
+    wide = over_seeds(pair, [factor]).pivot(index=["id", "title"], columns=factor, values=metric)
     difference = (wide[first] - wide[second]).reset_index(name="difference")
     if difference["difference"].isna().any():
         raise ValueError(f"{factor}: {first!r} and {second!r} were not scored on the same examples")
@@ -91,7 +94,7 @@ def budget_table(runs: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
     floor, ceiling = f1[list(FLOORS)].max(), f1["embeddings"]
     by = ["objective", "initialisation", "output_scaling"]
     measures = {"f1": ("f1", "mean"), "f1_sd": ("f1", "std"), "em": ("em", "mean"), "fvu": ("fvu", "mean")}
-    table = runs.groupby(by, sort=False).agg(**measures, seeds=("seed", "nunique")).reset_index()
+    table = runs.groupby(by, sort=False).agg(**measures, seeds=("f1", "count")).reset_index()
     table.insert(6, "retention", [scoring.retention(mean, ceiling, floor) for mean in table["f1"]])
     order = {name: place for place, name in enumerate(OBJECTIVES)}
     return table.sort_values(by, key=lambda column: column.map(order) if column.name == "objective" else column)

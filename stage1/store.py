@@ -43,6 +43,11 @@ def run_name(config: StudyConfig) -> str:
     return f"{config.preset}-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
+def identity(config: StudyConfig) -> dict:
+    """The fields of a config that its results depend on."""
+    return {name: value for name, value in config.to_dict().items() if name not in ("seeds", "checkpoint_every")}
+
+
 def run_folder(config: StudyConfig) -> Path:
     """Where the records of a config go."""
     return runs_folder() / run_name(config)

@@ -90,8 +90,10 @@ def learning_rate(config: StudyConfig) -> float:
     return float(nearest.groupby("learning_rate")["selection_f1"].mean().idxmax())
 
 
-def train_adapter(study: Study) -> tuple[Adapter, Progress]:
-    """A new adapter, trained by the study's config and watched on its selection split. Takes up its own checkpoint.
+def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progress]:
+    """A new adapter, trained by the study's config and watched on its selection split.
+
+    Where `resumable`, it writes checkpoints to its folder and takes up the one it finds there.
 
     Raises FrozenError if the language model changed.
     """
@@ -99,7 +101,7 @@ def train_adapter(study: Study) -> tuple[Adapter, Progress]:
     table = study.lm.embedding_table
     adapter = adapters.make(study.compression, table, torch.from_numpy(study.counts), config)
     setting = objectives.Setting(study.lm, study.codebook, config)
-    checkpoint = store.adapter_folder(study.config) / "checkpoint.pt"
+    checkpoint = store.adapter_folder(study.config) / "checkpoint.pt" if resumable else None
     with study.lm.unchanged():
         progress = train(
             adapter, setting, study.encoded["train"], study.counts, lambda trained: watch(study, trained), checkpoint

@@ -60,7 +60,7 @@ def trial(config: StudyConfig) -> dict:
     """One row: the settings and the last reading on the selection split; a run that diverged scores zero."""
     row = settings(config) | {"learning_rate": study.learning_rate(config)}
     try:
-        _, progress = study.train_adapter(study.replace(shared(config), config=config))
+        _, progress = study.train_adapter(study.replace(shared(config), config=config), resumable=False)
     except TrainingError as error:
         return row | {"selection_f1": 0.0, "diverged": str(error)}
     row |= {f"selection_{name}": value for name, value in progress.selection[-1].items() if name != "step"}
@@ -73,7 +73,7 @@ def tested(config: StudyConfig) -> dict:
     try:
         found = store.read_json(path if path.exists() else study.run(config, shared(config)))["results"]
     except TrainingError as error:
-        return settings(config) | {"diverged": str(error)}
+        return settings(config) | {"learning_rate": study.learning_rate(config), "diverged": str(error)}
     flat = {f"selection_{name}": value for name, value in found["selection"].items() if name != "step"}
     flat |= {f"tokens_{name}": value for name, value in found["tokens_supervised"].items()}
     flat |= {name: value for name, value in found.items() if not isinstance(value, dict)}
@@ -102,6 +102,8 @@ def scores(configs: list[StudyConfig]) -> pd.DataFrame:
             continue
         table = store.read_table(path)
         tables.append(table[kept].assign(**{name: getattr(config, name) for name in VARIED}))
+    if not tables:
+        raise store.RecordError("no run left answers: all of them diverged")
     whole = pd.concat(tables)
     floats = dict.fromkeys(whole.select_dtypes("float64").columns, "float32")
     return whole.astype(floats | dict.fromkeys(whole.select_dtypes(["object", "string"]).columns, "category"))

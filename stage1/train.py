@@ -168,7 +168,7 @@ def save(checkpoint: Path, loop: Loop) -> None:
         "schedule": loop.schedule,
     }
     state = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"progress": vars(loop.progress), "config": loop.setting.config.to_dict()}
+    state |= {"progress": vars(loop.progress), "config": store.identity(loop.setting.config)}
     store.write_atomically(checkpoint, lambda path: torch.save(state, path))
 
 
@@ -183,7 +183,7 @@ def resume(checkpoint: Path | None, parts: dict, config: StudyConfig) -> Progres
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     except Exception as error:  # zip, pickle and end-of-file errors alike
         raise store.RecordError(f"{checkpoint}: truncated or malformed ({error}); delete it to start again") from error
-    if not isinstance(state, dict) or state.get("config") != config.to_dict():
+    if not isinstance(state, dict) or state.get("config") != store.identity(config):
         raise store.RecordError(f"{checkpoint}: is no checkpoint of this config; delete it to start again")
     for name, part in parts.items():
         part.load_state_dict(state[name])
