@@ -6,11 +6,12 @@ import pandas as pd
 
 from stage1 import scoring, store
 from stage1.config import StudyConfig
+from stage1.evaluate import FLOORS
 from stage1.objectives import OBJECTIVES
 
 RECORDS = store.ROOT / "records"
 """Committed tables of runs that took a GPU."""
-FLOORS = ("question_only", "shuffled_context")
+ADAPTER = ["objective", "initialisation", "output_scaling"]
 
 
 def planned(config: StudyConfig) -> list[StudyConfig]:
@@ -92,9 +93,16 @@ def budget_table(runs: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
     and fvu on the test questions, and how many seeds that is."""
     f1 = untrained.set_index("condition")["f1"]
     floor, ceiling = f1[list(FLOORS)].max(), f1["embeddings"]
-    by = ["objective", "initialisation", "output_scaling"]
     measures = {"f1": ("f1", "mean"), "f1_sd": ("f1", "std"), "em": ("em", "mean"), "fvu": ("fvu", "mean")}
-    table = runs.groupby(by, sort=False).agg(**measures, seeds=("f1", "count")).reset_index()
+    table = runs.groupby(ADAPTER, sort=False).agg(**measures, seeds=("f1", "count")).reset_index()
     table.insert(6, "retention", [scoring.retention(mean, ceiling, floor) for mean in table["f1"]])
     order = {name: place for place, name in enumerate(OBJECTIVES)}
-    return table.sort_values(by, key=lambda column: column.map(order) if column.name == "objective" else column)
+    return table.sort_values(ADAPTER, key=lambda column: column.map(order) if column.name == "objective" else column)
+
+
+def headline(budget: pd.DataFrame) -> pd.DataFrame:
+    """F1 of a budget table as `mean ± standard deviation over seeds`: one row per objective, one column per adapter."""
+    adapter = budget["initialisation"] + ", " + budget["output_scaling"]
+    text = [f"{mean:.1f} ± {sd:.1f}" for mean, sd in zip(budget["f1"], budget["f1_sd"], strict=True)]
+    wide = budget.assign(adapter=adapter, text=text).pivot(index="objective", columns="adapter", values="text")
+    return wide.loc[list(OBJECTIVES)].rename_axis(columns=None).reset_index()

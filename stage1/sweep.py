@@ -6,7 +6,8 @@
 
 Every `--vary` multiplies the grid; without one for `objective`, all objectives are run. `trials` are judged on the
 selection split alone and serve to choose learning rates; `runs` are tested, keep their records in the run folders where
-the notebooks look for them, and leave the scores of every answer in OUT.parquet; done ones are not run again.
+the notebooks look for them, and leave the scores of every answer in OUT.parquet and what they share in OUT.json; done
+ones are not run again.
 `untrained` scores the conditions that need no training.
 """
 
@@ -126,6 +127,16 @@ def sweep(kind: str, configs: list[StudyConfig], table: Path, processes: int) ->
         raise RuntimeError(f"{len(failures)} of {len(configs)} runs failed; the first: {failures[0]}") from failures[0]
     if kind == "runs":
         store.write_table(table.with_suffix(".parquet"), scores(configs))
+        store.write_json(table.with_suffix(".json"), origins(configs))
+
+
+def origins(configs: list[StudyConfig]) -> dict:
+    """Where the runs come from: the fields they share, and the distinct provenances of their records."""
+    paths = [store.adapter_folder(config) / "record.json" for config in configs]
+    found = [store.read_json(path) for path in paths if path.exists()]
+    first, seen = found[0]["config"], [record["provenance"] for record in found]
+    shared = {name: value for name, value in first.items() if all(one["config"].get(name) == value for one in found)}
+    return {"runs": len(found), "config": shared, "provenance": [p for i, p in enumerate(seen) if p not in seen[:i]]}
 
 
 def main() -> None:

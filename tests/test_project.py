@@ -15,7 +15,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from stage1 import model_card, store
+from stage1 import model_card, results, store
 from stage1.language_model import SHIPPED
 from stage1.objectives import OBJECTIVES
 
@@ -127,6 +127,38 @@ def test_the_readme_shows_the_records():
     assert model_card.score_table(store.read_json(SHIPPED / "training.json")) in readme
     sizes = pd.read_csv(ROOT / "benchmarks/results/language_model_size.csv")
     assert model_card.markdown_table(sizes) in readme
+
+
+def test_the_readme_shows_the_gpu_records():
+    readme = (ROOT / "README.md").read_text()
+    words = " ".join(readme.split())
+    full, untrained = (results.committed("full", name) for name in ("runs_10000x3.csv", "untrained.csv"))
+    table = results.budget_table(full, untrained)
+    assert model_card.markdown_table(results.headline(table)) in readme
+    best, plain = table.loc[table["f1"].idxmax()], untrained.set_index("condition")["f1"]
+    assert f"reaches F1 {best['f1']:.1f} of the {plain['embeddings']:.1f} that" in words
+    assert best["initialisation"] == "pca_inverse" and best["objective"] == "distill"
+    random = table[(table["initialisation"] == "random") & (table["objective"] != "option1_reconstruction")]
+    assert random["f1"].max() < 16
+    assert (
+        f"Original embeddings {plain['embeddings']:.1f}, lookup {plain['codebook']:.1f}, PCA inverse without an "
+        f"adapter {plain['pca_inverse']:.1f}, question without context {plain['question_only']:.1f}" in words
+    )
+    assert results.committed("full", "runs_640x2.csv").groupby(results.ADAPTER)["f1"].mean().max() < 13
+    same = full[(full[results.ADAPTER] == best[results.ADAPTER].tolist()).all(axis=1)]
+    assert f"`distill` reaches {same['selection_f1'].mean():.1f}." in words
+
+
+def test_the_readme_shows_what_the_factors_are_worth():
+    words = " ".join((ROOT / "README.md").read_text().split())
+    scores = results.committed("full", "runs_10000x3.parquet")
+    pair = scores[scores["objective"].isin(["distill", "option2_on_policy"])]
+    for text, factor, first, second in (
+        ("PCA inverse instead of a random start", "initialisation", "pca_inverse", "random"),
+        ("calibrated instead of unit RMS output", "output_scaling", "calibrated", "unit_rms"),
+        ("teacher-forced instead of on-policy", "objective", "distill", "option2_on_policy"),
+    ):
+        assert f"{text} {results.contrast(pair, factor, first, second)}" in words
 
 
 def test_the_model_card_is_the_one_its_records_give(tmp_path):
