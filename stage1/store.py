@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from stage1.config import StudyConfig, load_preset, presets
 
@@ -109,6 +108,8 @@ def write_record(path: Path, config: StudyConfig, results: dict) -> Path:
 
 def provenance() -> dict:
     """What a record needs to be traced: the commit, whether files differ from it, versions and the machine."""
+    import torch  # seconds to import, and a process that only runs and renders notebooks writes no record
+
     versions = {}
     for package in PACKAGES:
         try:
