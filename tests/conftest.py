@@ -57,6 +57,21 @@ def tiny_folder(tmp_path_factory, tokenizer):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_config(tiny_folder) -> StudyConfig:
+    """A whole study in a second: the tiny model, K=4, a handful of questions."""
+    return StudyConfig(
+        preset="tiny",
+        language_model=str(tiny_folder),
+        device="cpu",
+        compressed_width=4,
+        test_examples=24,
+        batch_size=8,
+        learning_rate=1.0e-2,
+        objective="answer_ce",
+    )
+
+
 @pytest.fixture
 def tiny_lm(tiny_folder):
     """The tiny random model, loaded anew for each test: a test may spoil it."""

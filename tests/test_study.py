@@ -20,22 +20,9 @@ SCORES = ["f1", "em", "ended", "ce_first", "ce_later", "right_first", "right_lat
 
 
 @pytest.fixture(scope="module")
-def config(tiny_folder) -> StudyConfig:
-    return StudyConfig(
-        preset="tiny",
-        language_model=str(tiny_folder),
-        device="cpu",
-        compressed_width=4,
-        train_examples=24,
-        selection_examples=6,
-        test_examples=24,
-        epochs=2,
-        batch_size=8,
-        learning_rate=1.0e-2,
-        max_new_tokens=3,
-        selection_every=4,
-        checkpoint_every=2,
-        objective="answer_ce",
+def config(tiny_config) -> StudyConfig:
+    return tiny_config.replace(
+        train_examples=24, selection_examples=6, epochs=2, max_new_tokens=3, selection_every=4, checkpoint_every=2
     )
 
 

@@ -18,22 +18,8 @@ MEASURES = ["f1", "em", "ended", "ce_first", "ce_later", "right_first", "right_l
 
 
 @pytest.fixture(scope="module")
-def config(tiny_folder) -> StudyConfig:
-    return StudyConfig(
-        preset="tiny",
-        language_model=str(tiny_folder),
-        device="cpu",
-        threads=1,
-        compressed_width=4,
-        train_examples=16,
-        selection_examples=4,
-        test_examples=24,
-        epochs=1,
-        batch_size=8,
-        learning_rate=1.0e-2,
-        max_new_tokens=2,
-        objective="answer_ce",
-    )
+def config(tiny_config) -> StudyConfig:
+    return tiny_config.replace(threads=1, train_examples=16, selection_examples=4, epochs=1, max_new_tokens=2)
 
 
 @pytest.fixture(autouse=True)
