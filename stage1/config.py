@@ -183,8 +183,9 @@ def check_type(name: str, value, expected) -> None:
 
 
 def nearest(name: str, names) -> str:
-    """`; did you mean 'x'?`, or nothing where no name is close."""
-    close = difflib.get_close_matches(name, list(names), n=1)
+    """`; did you mean 'x'?`, for the only name that begins so or the closest one; nothing where none is close."""
+    begun = [known for known in names if name and known.startswith(name)]
+    close = begun if len(begun) == 1 else difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from stage1 import config
-from stage1.config import StudyConfig, check_type, from_notebook, load_preset, presets
+from stage1.config import StudyConfig, check_type, from_notebook, load_preset, nearest, presets
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +217,9 @@ def test_every_field_is_documented():
         if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
     }
     assert {field.name for field in fields(StudyConfig)} == documented
+
+
+@pytest.mark.parametrize("begun, meant", [("option3", "option3_teacher_forced"), ("option2", None), ("", None)])
+def test_the_beginning_of_one_name_is_enough_for_a_hint(begun, meant):
+    names = ["option2_prompt_ce", "option2_on_policy", "option3_teacher_forced"]
+    assert nearest(begun, names) == (f"; did you mean {meant!r}?" if meant else "")
