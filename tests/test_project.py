@@ -149,6 +149,13 @@ def test_the_readme_shows_the_gpu_records():
     assert f"`distill` reaches {same['selection_f1'].mean():.1f}." in words
 
 
+def test_the_readme_shows_what_padding_in_the_labels_does():
+    table = pd.read_csv(ROOT / "benchmarks/results/as_found_padding.csv")
+    assert model_card.markdown_table(table) in (ROOT / "README.md").read_text()
+    masked = table.set_index("objective").loc["padding_masked"]
+    assert 60 < masked["f1"] < results.committed("full", "runs_10000x3.csv")["f1"].max()
+
+
 def test_the_readme_shows_what_the_factors_are_worth():
     words = " ".join((ROOT / "README.md").read_text().split())
     scores = results.committed("full", "runs_10000x3.parquet")
