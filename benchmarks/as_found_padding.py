@@ -3,8 +3,9 @@
     python benchmarks/as_found_padding.py            # one adapter at the analysis's budget: 12 minutes of one CPU core
 
 Trains one adapter (seed 0, from the PCA inverse, calibrated) on reconstruction + cross-entropy of the real prompt and
-answer tokens, each with weight 1, the answer right after the prompt, and writes `benchmarks/results/as_found_padding.csv`. The learning rate is not chosen
-for it; it is the one that suits most objectives.
+answer tokens, each with weight 1, the answer right after the prompt, and writes
+`benchmarks/results/as_found_padding.csv`. The learning rate is not chosen for it; it is the one that suits most
+objectives.
 """
 
 import argparse
