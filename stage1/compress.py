@@ -67,6 +67,14 @@ def weights(table: Float[Tensor, "V D"], counts: Int[Tensor, " V"] | None, weigh
     return counts.to(table.device, torch.int64)
 
 
+def variance(table: Float[Tensor, "V D"], counts: Int[Tensor, " V"]) -> float:
+    """The variance per dimension of the embeddings that the counts stand for: what `fvu` divides a squared error by."""
+    counts = counts.to(table.device)
+    used = counts.nonzero().squeeze(1)
+    share, x = counts[used].double() / counts.sum(), table[used].double()
+    return (share @ (x - share @ x).square().mean(1)).item()
+
+
 def moments(
     table: Float[Tensor, "V D"], counts: Int64[Tensor, " V"]
 ) -> tuple[Float64[Tensor, " D"], Float64[Tensor, "D D"]]:

@@ -14,12 +14,14 @@ import yaml
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 NOT_NEGATIVE = (
     "seed", "data_seed", "threads", "train_examples", "selection_examples", "weight_decay", "reconstruction_weight",
-    "ce_weight", "temperature", "selection_every", "checkpoint_every",
+    "ce_weight", "temperature", "selection_every", "gradients_every", "checkpoint_every", "equivalence_margin",
 )  # fmt: skip
 AT_LEAST_ONE = (
     "seeds", "test_examples", "compressed_width", "epochs", "batch_size", "eval_batch_size", "max_prompt_tokens",
     "max_answer_tokens", "max_new_tokens",
 )  # fmt: skip
+CRITERIA = ("baseline_f1", "target_f1", "script_f1", "failure_f1")
+"""Thresholds of F1 in percent, none above the one before it."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,16 @@ class StudyConfig:
     reconstruction_weight: float = 1.0
     """Weight of the reconstruction term where the objective has several terms and does not fix them."""
 
+    reconstruction_term: typing.Literal["mse", "fvu"] = "mse"
+    """The reconstruction term itself, where the objective does not fix it: squared error per dimension, or that divided
+    by the variance of the embeddings."""
+
     ce_weight: float = 1.0
     """Weight of the cross-entropy term, likewise."""
+
+    balancing: typing.Literal["fixed", "equal_gradient_norms", "uncertainty"] = "fixed"
+    """How several terms are weighed against each other: by the weights above, or by one of two published rules that
+    replace them (`stage1/loss_scale.py`)."""
 
     gold_fraction: float = 0.25
     """On-policy training: share of each batch that is supervised on gold instead of generated answers."""
@@ -127,6 +137,9 @@ class StudyConfig:
 
     selection_every: int = 100
     """Steps between evaluations on the selection split; 0 evaluates at the end only."""
+
+    gradients_every: int = 0
+    """Steps between readings of each term's gradient, where the objective has several terms; 0 takes none."""
 
     checkpoint_every: int = 100
     """Steps between checkpoints, from which an interrupted training resumes; 0 writes none."""
@@ -138,6 +151,24 @@ class StudyConfig:
     eval_batch_size: int = 64
     """Prompts generated for at a time (examples)."""
 
+    # what the results are held against: the analysis's criteria, F1 in percent
+    baseline_f1: float = 82.0
+    """What the analysis reports for Llama-3.1-8B from its original embeddings; other criteria are divided by it to be
+    stated as a share of the ceiling."""
+
+    target_f1: float = 70.0
+    """The analysis's target. It decides; what lies between `script_f1` and this is called a success by the script and
+    a miss by the text."""
+
+    script_f1: float = 65.0
+    """What the analysed script calls a success."""
+
+    failure_f1: float = 50.0
+    """Below this the analysis calls the adapter a failure."""
+
+    equivalence_margin: float = 2.0
+    """Two objectives whose F1 differs by less than this are called equivalent (points)."""
+
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_type(field.name, getattr(self, field.name), typing.get_type_hints(type(self))[field.name])
@@ -147,6 +178,8 @@ class StudyConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "one or more")
         for name in ("warmup", "gold_fraction"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        for name, top in zip(CRITERIA, (100.0, *(getattr(self, name) for name in CRITERIA)), strict=False):
+            require(0 < getattr(self, name) <= top, name, getattr(self, name), f"above 0, at most {top:g}")
         rate = self.learning_rate
         require(rate is None or 0 < rate < math.inf, "learning_rate", rate, "a positive number, or None")
 

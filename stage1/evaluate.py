@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, embedding
 
-from stage1.compress import Compression, nearest_codebook
+from stage1.compress import Compression, nearest_codebook, variance
 from stage1.config import StudyConfig
 from stage1.generation import Answer, by_length, generate
 from stage1.language_model import FrozenLM
@@ -141,12 +141,11 @@ def reconstruction(table: Float[Tensor, "V D"], rebuilt: Float[Tensor, "V D"], c
     used = torch.from_numpy(counts.nonzero()[0]).to(table.device)
     share = torch.from_numpy(counts / counts.sum()).to(table.device)[used]
     x, y = table[used].double(), rebuilt[used].double()
-    mse = share @ (y - x).square().mean(1)
-    variance = share @ (x - share @ x).square().mean(1)
+    mse = (share @ (y - x).square().mean(1)).item()
     nearest = nearest_codebook(rebuilt[used], table)
     return {
-        "mse": mse.item(),
-        "fvu": (mse / variance).item(),
+        "mse": mse,
+        "fvu": mse / variance(table, torch.from_numpy(counts)),
         "cosine": (share @ cosine_similarity(x, y, dim=1)).item(),
         "norm_ratio": (share @ (y.norm(dim=1) / x.norm(dim=1))).item(),
         "nearest_right": (share @ (nearest == used).double()).item(),

@@ -39,6 +39,8 @@ class Setting:
     codebook: Float[Tensor, "V K"]
     """The compressed vocabulary: row i is the compressed embedding of token i, all that an adapter sees of it."""
     config: StudyConfig
+    variance: float
+    """Variance per dimension of the training prompts' embeddings, which turns a squared error into fvu."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,17 @@ def before(supervised: Bool[Tensor, "B T"], name: str) -> Bool[Tensor, "B T"]:
     return torch.cat([supervised[:, 1:], torch.zeros_like(supervised[:, :1])], dim=1)
 
 
-def token_ce(adapter: nn.Module, rows: Rows, supervised: Bool[Tensor, "B T"], setting: Setting, name: str) -> Term:
-    """Mean cross-entropy in nats per supervised token, of the frozen model reading the adapter's prompt."""
-    logits = setting.lm.logits(embeddings(adapter, rows, setting), before(supervised, name))
+def token_ce(
+    adapter: nn.Module,
+    rows: Rows,
+    supervised: Bool[Tensor, "B T"],
+    setting: Setting,
+    name: str,
+    mask: Bool[Tensor, "B T"] | None = None,
+) -> Term:
+    """Mean cross-entropy in nats per supervised token, of the frozen model reading the adapter's prompt. `mask` tells
+    what attention may read, where padding stands among the tokens."""
+    logits = setting.lm.logits(embeddings(adapter, rows, setting), before(supervised, name), mask)
     targets = rows.ids[:, 1:][supervised[:, 1:]]
     return Term(cross_entropy(logits, targets), len(targets))
 
@@ -120,33 +130,45 @@ def mse(adapter: nn.Module, tokens: Tokens, setting: Setting, name: str) -> Term
     return Term((tokens.counts.float() / total) @ error.square().mean(1), total)
 
 
+def reconstruction(adapter: nn.Module, tokens: Tokens, setting: Setting, name: str) -> Term:
+    """The reconstruction term that the config asks for: mse, or fvu, which is mse over the embeddings' variance."""
+    term = mse(adapter, tokens, setting, name)
+    return term if setting.config.reconstruction_term == "mse" else term._replace(value=term.value / setting.variance)
+
+
 def prompt_tokens(prompts: Sequence[list[int]], device: torch.device) -> Tokens:
     """The tokens of the prompts, each distinct one once: the reconstruction error depends on nothing else."""
     flat = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.int64, device=device)
     return Tokens(*flat.unique(return_counts=True))
 
 
-def as_found(adapter: nn.Module, batch: Examples, setting: Setting) -> Terms:
-    """The analysed code: reconstruction of the prompt tokens + cross-entropy of prompt, padding and answer, each with
-    weight 1. Both sides are padded on the right to their budgets; attention skips the padding, the labels do not."""
+def padded(batch: Examples, setting: Setting) -> tuple[Rows, Bool[Tensor, "B T"]]:
+    """Rows with prompt and answer each padded on the right to its budget, and a mask of the tokens that are real."""
     check_prompts(batch.prompts)
     pad, device = setting.lm.pad_token, setting.lm.device
     begin, room = setting.config.max_prompt_tokens, setting.config.max_answer_tokens
     prompts = [prompt + [pad] * (begin - len(prompt)) for prompt in batch.prompts]
     answers = [answer + [pad] * (room - len(answer)) for answer in batch.answers]
-    rows = join(prompts, answers, pad, device)
     lengths = torch.tensor([[len(ids) for ids in side] for side in (batch.prompts, batch.answers)], device=device)
     place = torch.arange(begin + room, device=device)
     real = torch.where(place < begin, place < lengths[0][:, None], place - begin < lengths[1][:, None])
-    logits = setting.lm.logits(embeddings(adapter, rows, setting), before(torch.ones_like(real), "as_found"), real)
-    ce = Term(cross_entropy(logits, rows.ids[:, 1:].flatten()), len(logits))
-    tokens = prompt_tokens(batch.prompts, device)
-    return {"reconstruction": mse(adapter, tokens, setting, "as_found"), "cross_entropy": ce}
+    return join(prompts, answers, pad, device), real
+
+
+def as_found(adapter: nn.Module, batch: Examples, setting: Setting) -> Terms:
+    """The analysed code: reconstruction of the prompt tokens + cross-entropy of prompt, padding and answer, each with
+    weight 1. Both sides are padded on the right to their budgets; attention skips the padding, the labels do not."""
+    rows, real = padded(batch, setting)
+    tokens = prompt_tokens(batch.prompts, setting.lm.device)
+    return {
+        "reconstruction": mse(adapter, tokens, setting, "as_found"),
+        "cross_entropy": token_ce(adapter, rows, torch.ones_like(real), setting, "as_found", real),
+    }
 
 
 def option1_reconstruction(adapter: nn.Module, batch: Tokens, setting: Setting) -> Terms:
     """Fix option 1: the squared error of prompt tokens alone, from vocabulary table and counts; no language model."""
-    return {"reconstruction": mse(adapter, batch, setting, "option1_reconstruction")}
+    return {"reconstruction": reconstruction(adapter, batch, setting, "option1_reconstruction")}
 
 
 def option2_prompt_ce(adapter: nn.Module, batch: Examples, setting: Setting) -> Terms:
@@ -181,10 +203,10 @@ def option3_teacher_forced(adapter: nn.Module, batch: Examples, setting: Setting
     """Fix option 3: reconstruction of the prompt tokens + cross-entropy of the answer tokens and the end token."""
     config, lm, name = setting.config, setting.lm, "option3_teacher_forced"
     rows = join(batch.prompts, batch.answers, lm.pad_token, lm.device)
-    reconstruction = mse(adapter, prompt_tokens(batch.prompts, lm.device), setting, name)
+    error = reconstruction(adapter, prompt_tokens(batch.prompts, lm.device), setting, name)
     ce = token_ce(adapter, rows, rows.answer, setting, name)
     return {
-        "reconstruction": reconstruction._replace(weight=config.reconstruction_weight),
+        "reconstruction": error._replace(weight=config.reconstruction_weight),
         "cross_entropy": ce._replace(weight=config.ce_weight),
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stage1.config import StudyConfig, load_preset, presets
+from stage1.config import CRITERIA, StudyConfig, load_preset, presets
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "pandas")
@@ -27,9 +27,15 @@ def runs_folder() -> Path:
     return Path(os.environ.get("STAGE1_RUNS", ROOT / "runs"))
 
 
-NOT_IN_THE_NAME = ("objective", "seed", "seeds", "checkpoint_every")
-"""Fields in which adapters of one run folder may differ (each has a folder of its own in it), or that change no result.
-"""
+def records_folder() -> Path:
+    """`records/` in the repository, the committed records of runs that took a GPU, or $STAGE1_RECORDS."""
+    return Path(os.environ.get("STAGE1_RECORDS", ROOT / "records"))
+
+
+NO_RESULT = ("seeds", "checkpoint_every", *CRITERIA, "equivalence_margin")
+"""Fields that change no result of a run."""
+NOT_IN_THE_NAME = ("objective", "seed", *NO_RESULT)
+"""Fields in which adapters of one run folder may differ (each has a folder of its own in it), and those above."""
 
 
 def run_name(config: StudyConfig) -> str:
@@ -44,7 +50,7 @@ def run_name(config: StudyConfig) -> str:
 
 def identity(config: StudyConfig) -> dict:
     """The fields of a config that its results depend on."""
-    return {name: value for name, value in config.to_dict().items() if name not in ("seeds", "checkpoint_every")}
+    return {name: value for name, value in config.to_dict().items() if name not in NO_RESULT}
 
 
 def run_folder(config: StudyConfig) -> Path:
@@ -55,6 +61,14 @@ def run_folder(config: StudyConfig) -> Path:
 def adapter_folder(config: StudyConfig) -> Path:
     """Where the adapter of the config's objective and seed goes, with its records."""
     return run_folder(config) / "adapters" / f"{config.objective}-seed{config.seed}"
+
+
+def committed_adapter(config: StudyConfig) -> Path | None:
+    """Where the repository holds the trained adapter of this very run, or None."""
+    folder = records_folder() / run_name(config) / "adapters" / f"{config.objective}-seed{config.seed}"
+    record = folder / "record.json"
+    same = record.is_file() and identity(config) == identity(config.replace(**read_json(record)["config"]))
+    return folder if same else None
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:

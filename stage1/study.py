@@ -3,6 +3,7 @@
 Notebooks and the plain commands of `sweep` call the same functions here and write the same records.
 """
 
+import shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,11 @@ from torch import Tensor
 from stage1 import adapter as adapters
 from stage1 import data, language_model, objectives, scoring, store
 from stage1.adapter import Adapter
-from stage1.compress import Compression, fit_pca, random_projection
+from stage1.compress import Compression, fit_pca, random_projection, variance
 from stage1.config import StudyConfig, require
 from stage1.evaluate import evaluate, evaluate_floors, reconstruction, untrained_conditions
 from stage1.language_model import FrozenLM
+from stage1.objectives import Setting
 from stage1.prompts import Encoded, encode, token_counts
 from stage1.train import Progress, curve_table, train
 
@@ -90,6 +92,12 @@ def learning_rate(config: StudyConfig) -> float:
     return float(nearest.groupby("learning_rate")["selection_f1"].mean().idxmax())
 
 
+def setting(study: Study) -> Setting:
+    """What the objectives are given in this study, besides adapter and batch."""
+    spread = variance(study.lm.embedding_table, torch.from_numpy(study.counts))
+    return Setting(study.lm, study.codebook, study.config.replace(learning_rate=learning_rate(study.config)), spread)
+
+
 def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progress]:
     """A new adapter, trained by the study's config and watched on its selection split.
 
@@ -100,11 +108,15 @@ def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progre
     config = study.config.replace(learning_rate=learning_rate(study.config))
     table = study.lm.embedding_table
     adapter = adapters.make(study.compression, table, torch.from_numpy(study.counts), config)
-    setting = objectives.Setting(study.lm, study.codebook, config)
     checkpoint = store.adapter_folder(study.config) / "checkpoint.pt" if resumable else None
     with study.lm.unchanged():
         progress = train(
-            adapter, setting, study.encoded["train"], study.counts, lambda trained: watch(study, trained), checkpoint
+            adapter,
+            setting(study),
+            study.encoded["train"],
+            study.counts,
+            lambda trained: watch(study, trained),
+            checkpoint,
         )
     return adapter, progress
 
@@ -144,6 +156,8 @@ def write_adapter(study: Study, adapter: Adapter, progress: Progress, scored: pd
     store.write_table(folder / "curve.parquet", curve)
     store.write_table(folder / "selection.parquet", pd.DataFrame(progress.selection))
     store.write_table(folder / "answers.parquet", scored)
+    if progress.gradients:
+        store.write_table(folder / "gradients.parquet", pd.DataFrame(progress.gradients))
     tokens = [name for name in curve.columns if name.endswith("_tokens")]
     results = {
         "parameters": adapters.parameter_count(adapter),
@@ -159,6 +173,18 @@ def write_adapter(study: Study, adapter: Adapter, progress: Progress, scored: pd
     path = store.write_record(folder / "record.json", config, results)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return path
+
+
+def obtain(study: Study) -> Path:
+    """The record of the study's adapter, in its folder: the committed one where it is of this very run, and otherwise
+    made now, training and test. An adapter that took a GPU is shown on any machine."""
+    committed = store.committed_adapter(study.config)
+    if committed is None:
+        adapter, progress = train_adapter(study)
+        return write_adapter(study, adapter, progress, *test_adapter(study, adapter))
+    folder = store.adapter_folder(study.config)
+    shutil.copytree(committed, folder, dirs_exist_ok=True)
+    return folder / "record.json"
 
 
 def run(config: StudyConfig, study: Study | None = None) -> Path:

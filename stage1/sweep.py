@@ -6,8 +6,8 @@
 
 Every `--vary` multiplies the grid; without one for `objective`, all objectives are run. `trials` are judged on the
 selection split alone and serve to choose learning rates; `runs` are tested, keep their records in the run folders where
-the notebooks look for them, and leave the scores of every answer in OUT.parquet and what they share in OUT.json; done
-ones are not run again.
+the notebooks look for them, and leave the scores of every answer in OUT.parquet, what they share in OUT.json and any
+gradient readings in OUT.gradients.parquet; done ones are not run again.
 `untrained` scores the conditions that need no training.
 """
 
@@ -32,13 +32,16 @@ from stage1.train import TrainingError
 
 SETTINGS = [
     "preset", "language_model", "compressed_width", "objective", "initialisation", "output_scaling", "train_examples",
-    "epochs", "batch_size", "reconstruction_weight", "seed", "learning_rate",
+    "epochs", "batch_size", "reconstruction_weight", "reconstruction_term", "balancing", "seed", "learning_rate",
 ]  # fmt: skip
 OF_TRAINING = [
     "objective", "seed", "initialisation", "output_scaling", "learning_rate", "epochs", "batch_size",
-    "reconstruction_weight",
+    "reconstruction_weight", "reconstruction_term", "balancing", "gradients_every",
 ]  # fmt: skip
-VARIED = ["objective", "seed", "initialisation", "output_scaling", "train_examples", "epochs", "reconstruction_weight"]
+VARIED = [
+    "objective", "seed", "initialisation", "output_scaling", "train_examples", "epochs", "reconstruction_weight",
+    "reconstruction_term", "balancing",
+]  # fmt: skip
 
 
 @lru_cache(maxsize=2)
@@ -110,6 +113,18 @@ def scores(configs: list[StudyConfig]) -> pd.DataFrame:
     return whole.astype(floats | dict.fromkeys(whole.select_dtypes(["object", "string"]).columns, "category"))
 
 
+def gradients(configs: list[StudyConfig]) -> pd.DataFrame:
+    """The gradient readings of every run that took some, with its settings."""
+    tables = []
+    for config in configs:
+        path = store.adapter_folder(config) / "gradients.parquet"
+        if path.exists():
+            varied = {name: getattr(config, name) for name in VARIED}
+            tables.append(store.read_table(path).assign(**varied))
+    whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return whole.astype(dict.fromkeys(whole.select_dtypes("float64").columns, "float32"))
+
+
 def sweep(kind: str, configs: list[StudyConfig], table: Path, processes: int) -> None:
     """Run the configs in a pool; the table is whole at every moment, and one failure does not stop the others."""
     make, rows, failures = {"trials": trial, "runs": tested}[kind], [], []
@@ -128,6 +143,8 @@ def sweep(kind: str, configs: list[StudyConfig], table: Path, processes: int) ->
     if kind == "runs":
         store.write_table(table.with_suffix(".parquet"), scores(configs))
         store.write_json(table.with_suffix(".json"), origins(configs))
+        if len(readings := gradients(configs)):
+            store.write_table(table.with_suffix(".gradients.parquet"), readings)
 
 
 def origins(configs: list[StudyConfig]) -> dict:

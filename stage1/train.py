@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from stage1 import store
+from stage1 import loss_scale, store
 from stage1.adapter import Adapter
 from stage1.config import StudyConfig, require
 from stage1.objectives import Examples, Objective, Setting, Terms, Tokens, find, reads_tokens, total
@@ -42,6 +42,8 @@ class Progress:
     """One row per step: the terms unweighted and weighted, gradient norm, learning rate, seconds, examples, tokens."""
     selection: list[dict]
     """One row per evaluation on the selection split: `step` and whatever was measured."""
+    gradients: list[dict]
+    """One row per term and reading of the terms' gradients: `step` and what `loss_scale.readings` says."""
 
 
 @dataclass
@@ -54,6 +56,8 @@ class Loop:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     accelerator: Accelerator
+    update: loss_scale.Update
+    uncertainty: loss_scale.Uncertainty
     progress: Progress
 
 
@@ -87,24 +91,51 @@ def check_terms(terms: dict[str, float], curve: list[dict], step: int) -> None:
             )
 
 
+def backward(loop: Loop, terms: Terms) -> tuple[Terms, loss_scale.Vectors]:
+    """Give the parameters their gradients. Returns the terms as they were weighed, and the gradient of each where the
+    config asks for several terms to be read or balanced by it."""
+    rule, parameters = loop.setting.config.balancing, list(loop.adapter.parameters())
+    if len(terms) == 1 or not (loop.setting.config.gradients_every or rule == "equal_gradient_norms"):
+        terms = loop.uncertainty(terms) if len(terms) > 1 and rule == "uncertainty" else terms
+        loop.accelerator.backward(total(terms))
+        return terms, {}
+    gradients = loss_scale.term_gradients(terms, parameters)
+    if rule == "equal_gradient_norms":
+        terms = loss_scale.equal_norms(terms, gradients)
+    elif rule == "uncertainty":
+        fixed = {name: term._replace(value=term.value.detach()) for name, term in terms.items()}
+        total(loop.uncertainty(fixed)).backward()  # the log variances have a gradient of their own
+        terms = loop.uncertainty(terms)
+    loss_scale.put(sum(loss_scale.number(terms[name].weight) * gradients[name] for name in gradients), parameters)
+    return terms, gradients
+
+
 def take_step(loop: Loop, batch: Examples | Tokens) -> dict:
     """One optimizer step; returns its row of the curve. Raises TrainingError before a bad gradient is applied."""
+    config, step = loop.setting.config, loop.progress.step
     loop.optimizer.zero_grad()
-    terms = loop.objective(loop.adapter, batch, loop.setting)
-    loop.accelerator.backward(total(terms))
-    norm = loop.accelerator.clip_grad_norm_(loop.adapter.parameters(), loop.setting.config.max_grad_norm)
+    terms, gradients = backward(loop, loop.objective(loop.adapter, batch, loop.setting))
+    norm = loop.accelerator.clip_grad_norm_(loop.adapter.parameters(), config.max_grad_norm)
     measured = torch.stack([*(term.value.detach() for term in terms.values()), norm.detach()]).tolist()  # one transfer
     values = dict(zip([*terms, "gradient_norm"], measured, strict=True))
-    check_terms(values, loop.progress.curve, loop.progress.step)
+    check_terms(values, loop.progress.curve, step)
     rate = loop.schedule.get_last_lr()[0]
+    due = gradients and config.gradients_every and step % config.gradients_every == 0
+    at_embeddings = loss_scale.embedding_gradients(loop.objective, loop.adapter, batch, loop.setting) if due else {}
     loop.optimizer.step()
     loop.schedule.step()
-    return row(terms, values) | {"step": loop.progress.step, "learning_rate": rate}
+    clip = min(1.0, config.max_grad_norm / max(values["gradient_norm"], 1.0e-12))
+    applied = {name: clip * loss_scale.number(terms[name].weight) * gradient for name, gradient in gradients.items()}
+    loop.update.follow(applied)
+    if due:
+        rows = loss_scale.readings(terms, gradients, at_embeddings, applied, loop.update)
+        loop.progress.gradients += [{"step": step} | one for one in rows]
+    return row(terms, values) | {"step": step, "learning_rate": rate}
 
 
 def row(terms: Terms, values: dict[str, float]) -> dict:
     """Terms unweighted, weighted (`_weighted`), their supervised tokens (`_tokens`), the loss and the gradient norm."""
-    weighted = {f"{name}_weighted": term.weight * values[name] for name, term in terms.items()}
+    weighted = {f"{name}_weighted": loss_scale.number(term.weight) * values[name] for name, term in terms.items()}
     supervised = {f"{name}_tokens": term.tokens for name, term in terms.items()}
     return values | weighted | supervised | {"loss": sum(weighted.values())}
 
@@ -113,11 +144,16 @@ def set_up(adapter: Adapter, setting: Setting, steps: int, checkpoint: Path | No
     """Optimizer, schedule and accelerator, with the checkpoint's state where there is one."""
     config = setting.config
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    uncertainty = loss_scale.Uncertainty().to(setting.lm.device)
+    if config.balancing == "uncertainty":
+        optimizer.add_param_group({"params": list(uncertainty.parameters()), "weight_decay": 0.0})
+    update = loss_scale.Update(optimizer, list(adapter.parameters()))
     schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
     accelerator = Accelerator(cpu=setting.lm.device.type == "cpu")
-    progress = resume(checkpoint, {"adapter": adapter, "optimizer": optimizer, "schedule": schedule}, config)
+    parts = {"adapter": adapter, "optimizer": optimizer, "schedule": schedule, "uncertainty": uncertainty}
+    progress = resume(checkpoint, parts | {"update": update}, config)
     prepared = accelerator.prepare(adapter, optimizer)  # the adapter only, never the frozen model
-    return Loop(setting, find(config.objective), *prepared, schedule, accelerator, progress)
+    return Loop(setting, find(config.objective), *prepared, schedule, accelerator, update, uncertainty, progress)
 
 
 def train(
@@ -166,6 +202,8 @@ def save(checkpoint: Path, loop: Loop) -> None:
         "adapter": loop.accelerator.unwrap_model(loop.adapter),
         "optimizer": loop.optimizer,
         "schedule": loop.schedule,
+        "uncertainty": loop.uncertainty,
+        "update": loop.update,
     }
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"progress": vars(loop.progress), "config": store.identity(loop.setting.config)}
@@ -178,7 +216,7 @@ def resume(checkpoint: Path | None, parts: dict, config: StudyConfig) -> Progres
     Raises RecordError for a file that cannot be read or is no checkpoint of this config.
     """
     if checkpoint is None or not checkpoint.exists():
-        return Progress(0, [], [])
+        return Progress(0, [], [], [])
     try:
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     except Exception as error:  # zip, pickle and end-of-file errors alike

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from stage1.compress import fit_pca, nearest_codebook, random_projection
+from stage1.compress import fit_pca, nearest_codebook, random_projection, variance
 
 V, D = 60, 16
 
@@ -110,6 +110,14 @@ def test_the_shipped_model_looks_up_its_own_vocabulary(lm):
     table, counts = lm.embedding_table, torch.ones(len(lm.embedding_table), dtype=torch.int64)
     book = fit_pca(table, counts, 24).compress(table)
     assert torch.equal(nearest_codebook(book, book), torch.arange(len(table)))
+
+
+@given(seed=st.integers(0, 1_000))
+def test_the_variance_is_numpys_over_every_token_on_average_over_the_dimensions(seed):
+    table, counts = table_and_counts(seed)
+    covariance = np.cov(table.double().numpy(), rowvar=False, fweights=counts.numpy(), ddof=0)
+    assert variance(table, counts) == pytest.approx(covariance.trace() / D, rel=1e-9)
+    assert variance(table, counts * 3) == pytest.approx(variance(table, counts), rel=1e-9)
 
 
 @pytest.mark.parametrize("fit", [fit_pca, random_projection])

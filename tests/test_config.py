@@ -81,6 +81,10 @@ def test_replace_leaves_the_original_and_the_other_fields_alone():
         ({"output_scaling": "callibrated"}, ValueError, ["output_scaling=", "did you mean 'calibrated'"]),
         ({"device": 0}, ValueError, ["device=0", "'auto', 'cpu', 'cuda'"]),
         ({"prompt_template": "xyz"}, ValueError, ["prompt_template='xyz'", "'plain', 'chat'"]),
+        ({"gradients_every": -1}, ValueError, ["gradients_every=-1", "zero or more"]),
+        ({"equivalence_margin": -0.5}, ValueError, ["equivalence_margin=-0.5", "zero or more"]),
+        ({"reconstruction_term": "fvv"}, ValueError, ["reconstruction_term='fvv'", "'mse', 'fvu'"]),
+        ({"balancing": "uncertain"}, ValueError, ["balancing='uncertain'", "did you mean 'uncertainty'"]),
         ({"trian_examples": 5}, ValueError, ["'trian_examples'", "did you mean 'train_examples'"]),
     ],
 )
@@ -89,6 +93,28 @@ def test_a_wrong_value_is_refused_by_name(unchecked, changes, error, words):
         unchecked.StudyConfig().replace(**changes)
     for word in words:
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"baseline_f1": 100.1}, "baseline_f1=100.1: expected above 0, at most 100"),
+        ({"target_f1": 83.0}, "target_f1=83.0: expected above 0, at most 82"),
+        ({"baseline_f1": 69.0}, "target_f1=70.0: expected above 0, at most 69"),
+        ({"script_f1": 70.5}, "script_f1=70.5: expected above 0, at most 70"),
+        ({"failure_f1": 66.0}, "failure_f1=66.0: expected above 0, at most 65"),
+        ({"failure_f1": 0.0}, "failure_f1=0.0: expected above 0"),
+        ({"target_f1": math.nan}, "target_f1=nan: expected above 0"),
+    ],
+)
+def test_criteria_out_of_order_are_refused_by_name(unchecked, changes, words):
+    with pytest.raises(ValueError, match=words):
+        unchecked.StudyConfig(**changes)
+
+
+def test_criteria_may_coincide(unchecked):
+    made = unchecked.StudyConfig(baseline_f1=100.0, target_f1=100.0, script_f1=40, failure_f1=40)
+    assert (made.target_f1, made.failure_f1) == (100, 40)
 
 
 @pytest.mark.parametrize("rate", [None, 1.0e-3, 1])

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from stage1 import adapter as adapters
 from stage1 import almanac, language_model, objectives
-from stage1.compress import fit_pca
+from stage1.compress import fit_pca, variance
 from stage1.config import StudyConfig
 from stage1.generation import generate_ids
 from stage1.language_model import FrozenLM
@@ -55,7 +55,7 @@ def world(lm, K=8, start="random", scaling="unit_rms", **changes):
     counts = torch.ones(len(lm.embedding_table), dtype=torch.int64)
     pca = fit_pca(lm.embedding_table, counts, K)
     adapter = adapters.make(pca, lm.embedding_table, counts, config)
-    return adapter, Setting(lm, pca.compress(lm.embedding_table), config)
+    return adapter, Setting(lm, pca.compress(lm.embedding_table), config, variance(lm.embedding_table, counts))
 
 
 def batch_for(name, prompts, answers) -> Examples | Tokens:
@@ -315,6 +315,31 @@ def test_option3_is_the_reconstruction_and_the_answers_cross_entropy(sharp):
     alone |= find("answer_ce")(adapter, Examples(*ORDINARY), setting)
     assert list(both) == list(alone) == ["reconstruction", "cross_entropy"]
     assert all(torch.equal(both[key].value, alone[key].value) for key in both)
+
+
+@pytest.mark.parametrize("name", ["option1_reconstruction", "option3_teacher_forced"])
+def test_the_reconstruction_term_may_be_the_share_of_variance_that_is_unexplained(sharp, name):
+    adapter, setting = world(sharp, reconstruction_term="fvu")
+    rows = sharp.embedding_table.double().numpy()
+    spread = np.cov(rows, rowvar=False, ddof=0).trace() / rows.shape[1]
+    term = find(name)(adapter, batch_for(name, *ORDINARY), setting)["reconstruction"]
+    assert term.tokens == 6
+    assert_same(adapter, term.value, reference_mse(adapter, setting, PROMPTS) / spread)
+
+
+def test_option3_on_that_share_is_option3_on_the_error_with_another_weight(sharp):
+    adapter, share = world(sharp, reconstruction_term="fvu", reconstruction_weight=0.3, ce_weight=1.7)
+    _, error = world(sharp, reconstruction_term="mse", reconstruction_weight=0.3 / share.variance, ce_weight=1.7)
+    one, other = (total(find("option3_teacher_forced")(adapter, Examples(*ORDINARY), both)) for both in (share, error))
+    assert_same(adapter, one, other)
+
+
+def test_as_found_reconstructs_the_error_whatever_the_config_says(sharp):
+    terms = []
+    for reconstruction_term in ("mse", "fvu"):
+        adapter, setting = world(sharp, reconstruction_term=reconstruction_term)
+        terms.append(find("as_found")(adapter, Examples(*ORDINARY), setting)["reconstruction"].value)
+    assert abs(setting.variance - 1) > 0.1 and torch.equal(*terms)
 
 
 # ---------------------------------------------------------------- what must not matter

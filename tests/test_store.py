@@ -102,12 +102,32 @@ def test_what_changes_no_result_of_the_study_is_not_in_its_name(changed, change)
     assert getattr(study, field) != value and store.run_name(study.replace(**change)) == store.run_name(study)
 
 
+CRITERIA = {"baseline_f1": 99.0, "target_f1": 69.0, "script_f1": 66.0, "failure_f1": 40.0, "equivalence_margin": 5.0}
+
+
+@pytest.mark.parametrize("field", CRITERIA)
+def test_what_results_are_held_against_changes_neither_their_name_nor_their_identity(field):
+    smoke = load_preset("smoke")
+    held = smoke.replace(**{field: CRITERIA[field]})
+    assert held != smoke
+    assert store.run_name(held) == store.run_name(smoke) and store.identity(held) == store.identity(smoke)
+
+
+@pytest.mark.parametrize(
+    "change", [{"reconstruction_term": "fvu"}, {"balancing": "uncertainty"}, {"gradients_every": 5}, {"objective": "x"}]
+)
+def test_what_a_training_does_or_records_is_part_of_its_identity(change):
+    smoke = load_preset("smoke")
+    assert store.identity(smoke.replace(**change)) == store.identity(smoke) | change != store.identity(smoke)
+
+
 def test_every_other_field_is_in_the_name():
     smoke = load_preset("smoke")
     others = {
         "temperature": 1.5, "gold_fraction": 0.75, "ce_weight": 3.0, "reconstruction_weight": 3.0, "warmup": 0.75,
         "selection_every": 77, "max_grad_norm": 7.0, "weight_decay": 0.75, "batch_size": 7, "train_examples": 77,
         "selection_examples": 77, "test_examples": 77, "device": "cuda", "dtype": "bfloat16", "eval_batch_size": 7,
+        "reconstruction_term": "fvu", "balancing": "uncertainty", "gradients_every": 7,
     }  # fmt: skip
     names = {store.run_name(smoke.replace(**{field: value})) for field, value in others.items()}
     assert len(names) == len(others) and all(name.startswith("smoke-") for name in names)

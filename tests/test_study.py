@@ -308,7 +308,7 @@ def test_a_training_that_changes_the_language_model_is_found_out(config, monkeyp
 
     def spoil(*arguments):
         here.lm.embedding_table.data[5, 5] += 1
-        return Progress(0, [], [])
+        return Progress(0, [], [], [])
 
     monkeypatch.setattr(study, "train", spoil)
     with pytest.raises(FrozenError):

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stage1 import adapter as adapters
-from stage1 import almanac, language_model, objectives, store
+from stage1 import almanac, language_model, loss_scale, objectives, store
 from stage1.adapter import Adapter
-from stage1.compress import Compression, fit_pca
+from stage1.compress import Compression, fit_pca, variance
 from stage1.config import StudyConfig
 from stage1.language_model import FrozenLM
 from stage1.objectives import OBJECTIVES, Examples, Setting, Term, Tokens
@@ -79,7 +79,8 @@ class Bench:
         return adapters.make(self.compression, self.lm.embedding_table, torch.from_numpy(self.counts), config)
 
     def setting(self, config: StudyConfig) -> Setting:
-        return Setting(self.lm, self.compression.compress(self.lm.embedding_table), config)
+        spread = variance(self.lm.embedding_table, torch.from_numpy(self.counts))
+        return Setting(self.lm, self.compression.compress(self.lm.embedding_table), config, spread)
 
     def train(self, config, watch=fingerprint, checkpoint: Path | None = None, adapter=None) -> tuple[dict, Progress]:
         adapter = adapter or self.adapter(config)
@@ -523,6 +524,138 @@ def test_the_selection_split_is_measured_before_on_the_way_and_once_at_the_end(b
     last = bench.adapter(config)
     last.load_state_dict(weights)
     assert seen[-1] == fingerprint(last)["sum"]
+
+
+# ---------------------------------------------------------------- the scale of the terms
+
+SEVERAL = ["as_found", "option3_teacher_forced"]
+RULES = ["fixed", "equal_gradient_norms", "uncertainty"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("objective", SEVERAL)
+def test_reading_the_gradients_changes_no_training(bench, objective, rule):
+    """The terms are differentiated one by one then, so that the last bits may differ."""
+    config = BASE.replace(objective=objective, balancing=rule, ce_weight=0.5)
+    (plain, one), (read, two) = bench.train(config), bench.train(config.replace(gradients_every=1))
+    assert not one.gradients and two.gradients
+    for name, tensor in plain.items():
+        torch.testing.assert_close(read[name], tensor, rtol=1e-5, atol=2e-6)
+    for before, after in zip(without_seconds(one.curve), without_seconds(two.curve), strict=True):
+        assert after == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.parametrize("every, steps", [(3, [0, 3, 6]), (1, range(8)), (8, [0]), (0, [])])
+def test_the_gradients_are_read_as_often_as_the_config_says(bench, every, steps):
+    _, progress = bench.train(BASE.replace(objective="option3_teacher_forced", gradients_every=every))
+    places = [(row["step"], row["term"]) for row in progress.gradients]
+    assert places == [(step, term) for step in steps for term in ("reconstruction", "cross_entropy")]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("objective", SEVERAL)
+def test_a_reading_agrees_with_the_curve_and_its_shares_add_up_to_one(bench, objective, rule):
+    config = BASE.replace(objective=objective, balancing=rule, gradients_every=2, initialisation="random")
+    _, progress = bench.train(config)
+    assert len(progress.gradients) == 8
+    for one, other in zip(progress.gradients[::2], progress.gradients[1::2], strict=True):
+        row = progress.curve[one["step"]]
+        for share in ("gradient_share", "step_share"):
+            assert one[share] + other[share] == pytest.approx(1, abs=1e-4)
+        for name in ("cosine", "embedding_cosine"):
+            assert one[name] == pytest.approx(other[name], abs=1e-5) and abs(one[name]) <= 1 + 1e-5
+        pulls = [reading["weight"] * reading["gradient_norm"] for reading in (one, other)]
+        length = math.sqrt(pulls[0] ** 2 + pulls[1] ** 2 + 2 * one["cosine"] * pulls[0] * pulls[1])
+        assert row["gradient_norm"] == pytest.approx(length, rel=1e-3)
+        for reading in (one, other):
+            assert reading["value"] == row[reading["term"]] and reading["embedding_gradient_norm"] > 0
+            assert row[f"{reading['term']}_weighted"] == pytest.approx(reading["weight"] * reading["value"])
+
+
+@pytest.mark.parametrize("objective", ["option1_reconstruction", "answer_ce", "distill"])
+@pytest.mark.parametrize("rule", RULES)
+def test_an_objective_of_one_term_is_neither_read_nor_balanced(bench, objective, rule):
+    config = BASE.replace(objective=objective)
+    plain, expected = bench.train(config)
+    weights, progress = bench.train(config.replace(balancing=rule, gradients_every=1))
+    assert same_weights(weights, plain) and not progress.gradients
+    assert without_seconds(progress.curve) == without_seconds(expected.curve)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("limit", [0.05, 100.0])
+def test_the_parts_of_a_recorded_step_add_up_to_the_step_taken(bench, monkeypatch, rule, limit):
+    config = BASE.replace(
+        objective="option3_teacher_forced", balancing=rule, gradients_every=3, max_grad_norm=limit, weight_decay=0.0
+    )
+    adapter, before, checked = bench.adapter(config.replace(initialisation="random")), [], []
+    readings, at_embeddings = loss_scale.readings, loss_scale.embedding_gradients
+
+    def just_before(*arguments):
+        before.append(loss_scale.flat(list(adapter.parameters())).detach().clone())
+        return at_embeddings(*arguments)
+
+    def just_after(*arguments):
+        moved = loss_scale.flat(list(adapter.parameters())).detach() - before[-1]
+        parts = sum(arguments[-1].parts().values())
+        rate = float(moved.norm() / parts.norm())
+        checked.append((rate, float((moved + rate * parts).norm() / moved.norm())))
+        return readings(*arguments)
+
+    monkeypatch.setattr(loss_scale, "embedding_gradients", just_before)
+    monkeypatch.setattr(loss_scale, "readings", just_after)
+    _, progress = bench.train(config, adapter=adapter)
+    for (rate, off), row in zip(checked, progress.curve[::3], strict=True):
+        assert rate == pytest.approx(row["learning_rate"], rel=1e-3) and off < 1e-3
+
+
+@pytest.mark.parametrize("objective", SEVERAL)
+def test_equal_gradient_norms_give_both_terms_the_same_pull_at_every_step(bench, objective):
+    config = BASE.replace(objective=objective, balancing="equal_gradient_norms", gradients_every=1)
+    _, progress = bench.train(config)
+    pulls = [row["weight"] * row["gradient_norm"] for row in progress.gradients]
+    assert pulls[::2] == pytest.approx(pulls[1::2], rel=1e-5) and min(pulls) > 0
+    weights = [row["weight"] for row in progress.gradients]
+    assert [one + other for one, other in zip(weights[::2], weights[1::2], strict=True)] == pytest.approx([2.0] * 8)
+    assert len(set(weights)) == 16
+
+
+@pytest.mark.parametrize("objective", SEVERAL)
+def test_uncertainty_learns_its_weights_beside_the_adapter_and_records_them(bench, objective):
+    """Replayed from the recorded terms and learning rates: AdamW on two log variances, which do not decay."""
+    _, progress = bench.train(BASE.replace(objective=objective, balancing="uncertainty", weight_decay=5.0))
+    factors = {"reconstruction": 0.5, "cross_entropy": 1.0}
+    logs = {name: torch.nn.Parameter(torch.zeros(())) for name in factors}
+    optimizer = torch.optim.AdamW(logs.values(), weight_decay=0.0)
+    for row in progress.curve:
+        assert row["log_variance"] == pytest.approx(sum(float(s.detach()) for s in logs.values()) / 2, abs=1e-5)
+        for name, factor in factors.items():
+            weighted = factor * math.exp(-float(logs[name].detach())) * row[name]
+            assert row[f"{name}_weighted"] == pytest.approx(weighted, rel=1e-5)
+            logs[name].grad = torch.tensor(0.5 - weighted)
+        optimizer.param_groups[0]["lr"] = row["learning_rate"]
+        optimizer.step()
+        assert row["loss"] == pytest.approx(sum(row[f"{name}_weighted"] for name in (*factors, "log_variance")))
+    # About 8 nats ask for less weight, an error far below 1 for more.
+    assert logs["cross_entropy"] > 0.02 and logs["reconstruction"] < -0.02
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("every", [0, 3])
+def test_an_interrupted_training_keeps_its_readings_and_its_balance(bench, tmp_path, monkeypatch, rule, every):
+    config = BASE.replace(
+        objective="option3_teacher_forced", balancing=rule, gradients_every=every, initialisation="random"
+    )
+    whole, expected = bench.train(config)
+    checkpoint = tmp_path / "checkpoint.pt"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_objective(patch, config.objective, 5)
+        bench.train(config, checkpoint=checkpoint)
+    assert 2 <= torch.load(checkpoint, weights_only=True)["progress"]["step"] < 8
+    resumed, progress = bench.train(config, checkpoint=checkpoint)
+    assert same_weights(resumed, whole)
+    assert without_seconds(progress.curve) == without_seconds(expected.curve)
+    assert progress.gradients == expected.gradients and len(progress.gradients) == (6 if every else 0)
 
 
 # ---------------------------------------------------------------- learning
