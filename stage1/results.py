@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import pandas as pd
 
 from stage1 import scoring, store
+from stage1.comparison import Difference, difference
 from stage1.config import StudyConfig
 from stage1.evaluate import FLOORS
 from stage1.objectives import OBJECTIVES
 
-RECORDS = store.ROOT / "records"
-"""Committed tables of runs that took a GPU."""
 ADAPTER = ["objective", "initialisation", "output_scaling"]
 
 
@@ -50,6 +49,22 @@ def curves(config: StudyConfig) -> pd.DataFrame:
     )
 
 
+def gradient_readings(config: StudyConfig) -> pd.DataFrame:
+    """What was read of the terms' gradients while the planned adapters trained, with `objective` and `seed`; only
+    objectives of several terms leave such a table. Raises RecordError where none of them did."""
+    folders = {run: store.adapter_folder(run) / "gradients.parquet" for run in planned(config)}
+    tables = [
+        store.read_table(path).assign(objective=run.objective, seed=run.seed)
+        for run, path in folders.items()
+        if path.exists()
+    ]
+    if not tables:
+        raise store.RecordError(
+            f"{store.run_folder(config)}: no gradients were read; set gradients_every and train anew"
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
 def over_seeds(answers: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """One row per example and group `by`: every score averaged over whatever else varies, such as seeds."""
     numbers = answers.select_dtypes(["number", "bool"]).columns.difference([*by, "seed"])
@@ -65,24 +80,24 @@ def condition_table(answers: pd.DataFrame, rebuilt: Mapping[str, Mapping[str, fl
     return table.join(pd.DataFrame(rebuilt).T).rename_axis("condition").reset_index()
 
 
-def contrast(scores: pd.DataFrame, factor: str, first: str, second: str, metric: str = "f1") -> scoring.Interval:
-    """Mean difference in a score between two levels of a factor, on the same examples, everything else averaged over.
-
-    The interval resamples articles; seeds are averaged, so it does not cover the choice of seeds.
-    """
+def contrast(
+    scores: pd.DataFrame, factor: str, first: str, second: str, metric: str = "f1", margin: float = 2.0
+) -> Difference:
+    """Mean difference in a score between two levels of a factor, on the same examples and seeds, everything else
+    averaged over. Raises ValueError where one level has scores that the other lacks."""
     pair = scores[scores[factor].isin([first, second])]
     if pair.groupby([factor, "id"], observed=True)[metric].count().nunique() != 1:
         raise ValueError(f"{factor}: not every example has as many scores under {first!r} as under {second!r}")
-    wide = over_seeds(pair, [factor]).pivot(index=["id", "title"], columns=factor, values=metric)
-    difference = (wide[first] - wide[second]).reset_index(name="difference")
-    if difference["difference"].isna().any():
-        raise ValueError(f"{factor}: {first!r} and {second!r} were not scored on the same examples")
-    return scoring.mean_interval(difference["difference"].tolist(), difference["title"].tolist())
+    means = pair.groupby([factor, "id", "title", "seed"], observed=True)[metric].mean().reset_index()
+    try:
+        return difference(*(means[means[factor] == level] for level in (first, second)), metric, margin)
+    except ValueError as error:
+        raise ValueError(f"{factor}: {first!r} and {second!r}: {error}") from error
 
 
 def committed(preset: str, name: str) -> pd.DataFrame:
     """A committed table of runs that took a GPU, CSV or parquet. Raises RecordError where it is missing."""
-    path = RECORDS / preset / name
+    path = store.records_folder() / preset / name
     if not path.is_file():
         raise store.RecordError(f"{path}: no such table; `python -m stage1.sweep` makes it")
     return pd.read_csv(path) if path.suffix == ".csv" else store.read_table(path)

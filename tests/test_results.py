@@ -11,7 +11,7 @@ from stage1.results import FLOORS, budget_table, condition_table, contrast, over
 from stage1.scoring import TEACHER_FORCED
 
 TITLES = {"a1": "A", "a2": "A", "b1": "B"}  # three examples on two articles
-BUDGETS = ("runs_10000x3", "runs_640x2")
+BUDGETS = ["runs_640x2", "runs_2500x3", "runs_10000x3", "runs_40000x3"]
 RUN = ["objective", "initialisation", "output_scaling", "seed"]
 
 
@@ -174,6 +174,9 @@ def test_a_condition_table_has_the_reconstruction_of_what_is_rebuilt():
 # ---------------------------------------------------------------- factors
 
 
+PAIR = ("pca_inverse", "random")
+
+
 def factorial() -> pd.DataFrame:
     """F1 of three examples under two factors of two levels, two seeds each."""
     f1 = {
@@ -194,39 +197,43 @@ def factorial() -> pd.DataFrame:
 
 
 def test_a_contrast_is_the_mean_difference_on_the_same_examples():
-    """By example 40, 30, 10 less 15, 25, 35 is 25, 5, -25; article A alone gives 15, article B alone -25."""
+    """By example 40, 30, 10 less 15, 25, 35 is 25, 5, -25. The extremes are one article and one seed, twice: A with
+    seed 0 gives 40, 20 less 10, 20, B with seed 1 gives 0 less 40."""
     found = contrast(factorial(), "initialisation", "pca_inverse", "random")
-    assert found == pytest.approx((5 / 3, -25, 15))
+    assert found.mean == pytest.approx(5 / 3)
+    assert (found.low, found.high) == pytest.approx((-40, 15))
 
 
 def test_the_other_factor_has_a_contrast_of_its_own():
-    """By example 32.5, 27.5, 22.5 less 22.5, 27.5, 22.5 is 10, 0, 0; article A alone gives 5, article B alone 0."""
-    assert contrast(factorial(), "output_scaling", "calibrated", "unit_rms") == pytest.approx((10 / 3, 0, 5))
+    """By example 32.5, 27.5, 22.5 less 22.5, 27.5, 22.5 is 10, 0, 0."""
+    found = contrast(factorial(), "output_scaling", "calibrated", "unit_rms")
+    assert found.mean == pytest.approx(10 / 3) and found.low < 0 < found.high
 
 
 def test_a_contrast_turned_round_changes_its_sign():
-    found = contrast(factorial(), "initialisation", "random", "pca_inverse")
-    assert found == pytest.approx((-5 / 3, -15, 25))
+    found, other = (contrast(factorial(), "initialisation", *levels) for levels in (PAIR, PAIR[::-1]))
+    assert other[:3] == pytest.approx((-found.mean, -found.high, -found.low))
+    assert other[3:] == pytest.approx(found[3:])
 
 
 def test_a_contrast_may_be_of_another_score():
     table = factorial()
     table["em"] = np.where(table["output_scaling"] == "calibrated", 100.0, 40.0)
-    assert contrast(table, "output_scaling", "calibrated", "unit_rms", "em") == pytest.approx((60, 60, 60))
+    assert contrast(table, "output_scaling", "calibrated", "unit_rms", "em")[:3] == pytest.approx((60, 60, 60))
 
 
 def test_order_and_column_types_change_no_contrast():
     table = factorial().sample(frac=1, random_state=0)
     texts = ["id", "title", "initialisation", "output_scaling"]
     table = table.astype(dict.fromkeys(texts, "category") | {"f1": "float32"})
-    assert contrast(table, "initialisation", "pca_inverse", "random") == pytest.approx((5 / 3, -25, 15))
+    assert contrast(table, "initialisation", *PAIR) == pytest.approx(contrast(factorial(), "initialisation", *PAIR))
 
 
 @pytest.mark.parametrize("level", ["random", "pca_inverse"])
 def test_levels_on_different_examples_are_not_set_against_each_other(level):
     table = factorial()
     table = table[(table["initialisation"] != level) | (table["id"] != "a2")]
-    with pytest.raises(ValueError, match="initialisation: 'pca_inverse' and 'random' were not scored on the same"):
+    with pytest.raises(ValueError, match="initialisation: 'pca_inverse' and 'random': the two were not scored"):
         contrast(table, "initialisation", "pca_inverse", "random")
 
 
@@ -240,7 +247,7 @@ def test_a_missing_committed_table_is_named_with_the_command_that_makes_it(name)
 
 
 def test_a_committed_table_is_read_as_csv_or_parquet(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "RECORDS", tmp_path)
+    monkeypatch.setenv("STAGE1_RECORDS", str(tmp_path))
     table = pd.DataFrame({"objective": ["distill"], "f1": [12.5]})
     store.write_table(tmp_path / "mine" / "runs.parquet", table)
     table.to_csv(tmp_path / "mine" / "runs.csv", index=False)
@@ -249,33 +256,37 @@ def test_a_committed_table_is_read_as_csv_or_parquet(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_a_committed_budget_has_84_different_runs(budget):
-    """Seven objectives, two starts, two scalings and three seeds."""
+def test_a_committed_budget_has_different_runs_of_every_objective(budget):
     runs = results.committed("full", f"{budget}.csv")
-    assert len(runs) == 84 == len(runs[RUN].drop_duplicates())
-    assert [set(runs[name]) for name in RUN] == [
-        set(OBJECTIVES), {"random", "pca_inverse"}, {"unit_rms", "calibrated"}, {0, 1, 2},
-    ]  # fmt: skip
+    assert len(runs) == len(runs[RUN].drop_duplicates()) and set(runs["objective"]) <= set(OBJECTIVES)
     assert f"runs_{runs['train_examples'].unique().item()}x{runs['epochs'].unique().item()}" == budget
     assert runs["f1"].between(0, 100).all() and (runs["condition"] == runs["objective"]).all()
+    assert runs.groupby(RUN[:3]).size().min() >= 3, "three seeds at least"
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_the_committed_scores_of_answers_agree_with_the_committed_runs(budget):
-    runs = results.committed("full", f"{budget}.csv").set_index(RUN)
-    groups = results.committed("full", f"{budget}.parquet").groupby(RUN, observed=True)
+def test_the_committed_budget_has_five_seeds_of_all_objectives_on_the_best_adapter():
+    runs = results.committed("full", "runs_10000x3.csv")
+    counts = runs.groupby(RUN[:3]).size()
+    assert len(counts) == len(OBJECTIVES) * 4
+    assert (counts.xs(("pca_inverse", "calibrated"), level=(1, 2)) == 5).all()
+
+
+def test_the_committed_scores_of_answers_agree_with_the_committed_runs():
+    runs = results.committed("full", "runs_10000x3.csv").set_index(RUN)
+    groups = results.committed("full", "runs_10000x3.parquet").groupby(RUN, observed=True)
     scores = groups[["f1", "em", "ended", "tokens"]].agg(lambda values: values.astype("float64").mean())
-    assert len(scores) == 84 and set(scores.index) == set(runs.index)
+    assert set(scores.index) == set(runs.index)
     assert (groups.size() == runs["questions"].loc[scores.index]).all() and (groups["id"].nunique() == 2_000).all()
     for name in scores:
-        np.testing.assert_allclose(scores[name], runs[name].loc[scores.index], rtol=2.0**-23)
+        np.testing.assert_allclose(scores[name], runs[name].loc[scores.index], rtol=1e-5)
 
 
 def test_a_contrast_of_the_committed_scores_is_the_difference_of_the_means_of_the_runs():
     scores, runs = (results.committed("full", f"runs_10000x3.{kind}") for kind in ("parquet", "csv"))
+    scores, runs = (table[table["objective"].isin(["distill", "option2_on_policy"])] for table in (scores, runs))
     means = runs.groupby("initialisation")["f1"].mean()
     found = contrast(scores, "initialisation", "pca_inverse", "random")
-    assert found.mean == pytest.approx(means["pca_inverse"] - means["random"], abs=1e-4)
+    assert found.mean == pytest.approx(means["pca_inverse"] - means["random"], abs=1e-3)
     assert found.low < found.mean < found.high
 
 
@@ -318,8 +329,7 @@ def test_a_budget_table_has_a_row_per_adapter_in_the_order_of_the_objectives():
 def test_the_committed_runs_make_a_budget_table():
     untrained = results.committed("full", "untrained.csv")
     f1 = untrained.set_index("condition")["f1"]
-    for budget in BUDGETS:
-        table = budget_table(results.committed("full", f"{budget}.csv"), untrained)
-        assert len(table) == 28 and (table["seeds"] == 3).all() and table["f1_sd"].notna().all()
-        expected = 100 * (table["f1"] - f1[list(FLOORS)].max()) / (f1["embeddings"] - f1[list(FLOORS)].max())
-        np.testing.assert_allclose(table["retention"], expected)
+    table = budget_table(results.committed("full", "runs_10000x3.csv"), untrained)
+    assert len(table) == 28 and table["f1_sd"].notna().all()
+    expected = 100 * (table["f1"] - f1[list(FLOORS)].max()) / (f1["embeddings"] - f1[list(FLOORS)].max())
+    np.testing.assert_allclose(table["retention"], expected)
