@@ -15,14 +15,28 @@ import nbformat
 import papermill
 import yaml
 from filelock import FileLock, Timeout
-from nbconvert import HTMLExporter
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from stage1 import store
+from stage1 import pages, store
+
+
+class MagicError(RuntimeError):
+    """A cell uses a magic that does not exist: IPython prints that and goes on."""
+
+
+def check_magics(executed: Path) -> None:
+    """Raise MagicError with IPython's own message where a cell's magic was not found."""
+    for cell in nbformat.read(executed, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr" and "UsageError" in output["text"]:
+                raise MagicError(f"{executed}: {output['text'].strip()}")
 
 
 def execute(notebook: Path, executed: Path, parameters: dict) -> None:
-    """Execute the notebook with the parameters; raises papermill's PapermillExecutionError where a cell fails."""
+    """Execute the notebook with the parameters.
+
+    Raises papermill's PapermillExecutionError where a cell fails, nbclient's DeadKernelError where the kernel dies, and
+    MagicError.
+    """
     executed.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(executed.with_suffix(".lock"))
     try:
@@ -34,16 +48,7 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
         papermill.execute_notebook(notebook, executed, parameters, kernel_name="python3", progress_bar=False)
     finally:
         lock.release()
-
-
-def render(executed: Path, page: Path) -> None:
-    """A self-contained HTML page of the executed notebook: code left out, images inside, nothing from the network."""
-    exporter = HTMLExporter(template_name="lab", embed_images=True, exclude_input=True)
-    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    exporter.mathjax_url = exporter.require_js_url = ""
-    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # one line per progress bar
-    html, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
-    store.write_atomically(page, lambda temporary: temporary.write_text(html, "utf-8"))
+    check_magics(executed)
 
 
 def main() -> None:
@@ -56,7 +61,7 @@ def main() -> None:
     executed = store.runs_folder() / arguments.preset / "notebooks" / f"{arguments.page.stem}.ipynb"
     given = {name: yaml.safe_load(value) for name, value in arguments.parameters}
     execute(arguments.notebook, executed, {"preset": arguments.preset} | given)
-    render(executed, arguments.page)
+    pages.render(executed, arguments.page)
 
 
 if __name__ == "__main__":
