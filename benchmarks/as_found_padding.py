@@ -1,70 +1,88 @@
-"""Why does `as_found` fail? The same two terms without any padding, beside the committed runs.
+"""Why does `as_found` fail? Its labels on the padding and the gap that padding leaves before the answer, taken apart.
 
-    python benchmarks/as_found_padding.py            # one adapter at the analysis's budget: 12 minutes of one CPU core
+    python benchmarks/as_found_padding.py FOLDER       # on a GPU: two minutes on an H200
+    python benchmarks/as_found_padding.py              # prints the committed table
 
-Trains one adapter (seed 0, from the PCA inverse, calibrated) on reconstruction + cross-entropy of the real prompt and
-answer tokens, each with weight 1, the answer right after the prompt, and writes
-`benchmarks/results/as_found_padding.csv`. The learning rate is not chosen for it; it is the one that suits most
-objectives.
+The two terms of `as_found` in all four layouts, from the PCA inverse, calibrated, at the full budget: the learning
+rate of each layout is chosen on the selection split (seed 100), then three seeds are tested. Writes
+`benchmarks/results/as_found_padding.csv`; trials and records go to FOLDER.
 """
 
 import argparse
+import os
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import nn
 
-from stage1 import objectives, results, study
+from stage1 import objectives, results, sweep
 from stage1.config import load_preset
 from stage1.model_card import markdown_table
+from stage1.objectives import OBJECTIVES, Examples, Setting, Terms
 
 RESULTS = Path(__file__).parent / "results" / "as_found_padding.csv"
+RATES = (3.0e-3, 1.0e-2, 3.0e-2)
+LAYOUTS = {"no_labels_on_padding": (True, False), "no_gap": (False, True), "no_padding": (False, False)}
+"""Whether padding stands between prompt and answer, and whether it is labelled; `as_found` does both."""
 
 
-def without_padding(adapter: nn.Module, batch: objectives.Examples, setting: objectives.Setting) -> objectives.Terms:
-    """`as_found` without padding: neither labels on it nor a gap of it between prompt and answer."""
-    lm, name = setting.lm, "without_padding"
-    rows = objectives.join(batch.prompts, batch.answers, lm.pad_token, lm.device)
+def layout(adapter: nn.Module, batch: Examples, setting: Setting, gap: bool, labelled: bool, name: str) -> Terms:
+    """The terms of `as_found` with the padding elsewhere: behind the answer, without labels, or both."""
+    lm, config = setting.lm, setting.config
+    if gap:
+        rows, real = objectives.padded(batch, setting)
+    else:
+        length = config.max_prompt_tokens + config.max_answer_tokens
+        room = [length - len(p) - len(a) for p, a in zip(batch.prompts, batch.answers, strict=True)]
+        answers = [answer + [lm.pad_token] * left for answer, left in zip(batch.answers, room, strict=True)]
+        rows = objectives.join(batch.prompts, answers, lm.pad_token, lm.device)
+        real = torch.arange(length, device=lm.device) < length - torch.tensor(room, device=lm.device)[:, None]
+    supervised = torch.ones_like(real) if labelled else real
     tokens = objectives.prompt_tokens(batch.prompts, lm.device)
     return {
         "reconstruction": objectives.mse(adapter, tokens, setting, name),
-        "cross_entropy": objectives.token_ce(adapter, rows, rows.prompt | rows.answer, setting, name),
+        "cross_entropy": objectives.token_ce(adapter, rows, supervised, setting, name, real),
     }
 
 
-def measure(learning_rate: float, questions: int) -> dict:
-    objectives.OBJECTIVES["without_padding"] = without_padding
-    config = load_preset("full").replace(
-        objective="without_padding", learning_rate=learning_rate, test_examples=questions, selection_every=0
-    )
-    prepared = study.prepare(config)
-    adapter, progress = study.train_adapter(prepared, resumable=False)
-    scored, rebuilt = study.test_adapter(prepared, adapter)
-    row = {"objective": "without_padding", "seeds": 1, "questions": len(scored), "learning_rate": learning_rate}
-    row |= {"selection_f1": progress.selection[-1]["f1"], "f1": scored["f1"].mean(), "em": scored["em"].mean()}
-    return row | {"fvu": rebuilt["fvu"]}
+# At import, so that every process of a sweep knows them.
+OBJECTIVES |= {n: partial(layout, gap=gap, labelled=labels, name=n) for n, (gap, labels) in LAYOUTS.items()}
 
 
-def committed() -> dict:
-    """The faithful objective from the same start, from the records of the GPU."""
-    runs = results.committed("full", "runs_10000x3.csv").set_index(results.ADAPTER)
-    runs = runs.loc[("as_found", "pca_inverse", "calibrated")]
-    row = {"objective": "as_found", "seeds": len(runs)}
-    names = ["questions", "learning_rate", "selection_f1", "f1", "em", "fvu"]
-    return row | runs[names].mean().to_dict()
+def measure(folder: Path) -> pd.DataFrame:
+    """One row per run of the new layouts: the rate from trials on the selection split, then three seeds."""
+    base = load_preset("full").replace(gradients_every=0, selection_every=0)
+    trials = [base.replace(objective=n, learning_rate=rate, seed=100) for n in LAYOUTS for rate in RATES]
+    sweep.sweep("trials", trials, folder / "padding_trials.csv", os.cpu_count())
+    tried = pd.read_csv(folder / "padding_trials.csv")
+    best = tried.loc[tried.groupby("objective")["selection_f1"].idxmax()].set_index("objective")["learning_rate"]
+    runs = [base.replace(objective=n, learning_rate=float(best[n]), seed=seed) for n in LAYOUTS for seed in range(3)]
+    sweep.sweep("runs", runs, folder / "padding_runs.csv", os.cpu_count())
+    return pd.read_csv(folder / "padding_runs.csv")
+
+
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per layout, `as_found` from the committed runs: means over seeds, and the standard deviation of F1."""
+    committed = results.committed("full", "runs_10000x3.csv").set_index(results.ADAPTER)
+    found = committed.loc[("as_found", "pca_inverse", "calibrated")].assign(objective="as_found")
+    rows = []
+    for (gap, labels), name in [((True, True), "as_found"), *((value, n) for n, value in LAYOUTS.items())]:
+        group = pd.concat([found, runs]).query("objective == @name")
+        row = {"objective": name, "padding before the answer": gap, "labels on padding": labels, "seeds": len(group)}
+        row |= group[["learning_rate", "selection_f1", "f1"]].mean().to_dict()
+        rows.append(row | {"f1_sd": group["f1"].std(), "em": group["em"].mean(), "fvu": group["fvu"].mean()})
+    return pd.DataFrame(rows).round(3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--learning-rate", type=float, default=1.0e-2)
-    parser.add_argument("--questions", type=int, default=500, help="test questions")
+    parser.add_argument("folder", type=Path, nargs="?", help="where trials and records of a new measurement go")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    table = pd.DataFrame([committed(), measure(given.learning_rate, given.questions)]).round(3)
-    table["questions"] = table["questions"].astype(int)
-    table.to_csv(RESULTS, index=False)
-    print(markdown_table(table))
+    if given.folder:
+        summary(measure(given.folder)).to_csv(RESULTS, index=False)
+    print(markdown_table(pd.read_csv(RESULTS)))
 
 
 if __name__ == "__main__":
