@@ -12,28 +12,36 @@ from stage1.objectives import OBJECTIVES
 
 PRESET = config.get("preset", "quick")
 try:
-    SEEDS = range(load_preset(PRESET).seeds)
+    SEEDS = range(int(config.get("seeds", load_preset(PRESET).seeds)))
 except (ValueError, TypeError) as error:
     raise WorkflowError(error)
+FEWER = f" -p seeds {config['seeds']}" if "seeds" in config else ""  # for notebooks that read all adapters
 RUN, REPORT = f"runs/{PRESET}", f"reports/{PRESET}"
 ADAPTER = RUN + "/adapters/{objective}-seed{seed}"
 ALL = {"objective": list(OBJECTIVES), "seed": list(SEEDS)}
 READING = ("almanac", "grammar", "data", "prompts", "language_model", "compress", "generation", "scoring", "plots")
-TRAINING = ("adapter", "objectives", "evaluate", "train", "study")
+TRAINING = ("adapter", "objectives", "evaluate", "loss_scale", "train", "study")
+REPORTING = ("comparison", "results", "evidence", "report_plots")
+SEPARATE = ["01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_report"]
+TRAINED = expand("02_train_adapter-{objective}-seed{seed}", **ALL)
+GPU_RECORDS = [
+    *expand("records/full/runs_{budget}.csv", budget=["10000x3", "640x2", "2500x3", "40000x3"]),
+    *expand("records/full/{file}", file=["runs_10000x3.parquet", "runs_10000x3.gradients.parquet", "untrained.csv", "balancing.csv"]),
+    *expand("records/quick/weights.{kind}", kind=["csv", "gradients.parquet"]),
+    *expand("benchmarks/results/{name}.csv", name=["as_found_padding", "objective_cost"]),
+]
 
 
 def inputs(*modules):
     """What every step depends on besides its notebook; editing any of it runs the step again."""
-    names = ("config", "store", "notebooks", *modules)
-    model = "stage1/assets/almanac-lm/model.safetensors"
-    return [f"configs/{PRESET}.yaml", "stage1/assets/almanac.yaml", model, *(f"stage1/{name}.py" for name in names)]
+    names = ("config", "store", "notebooks", "pages", "formulas", *modules)
+    assets = ("almanac.yaml", "almanac-lm/model.safetensors", "page/index.html.j2", "page/style.css")
+    return [f"configs/{PRESET}.yaml", *(f"stage1/assets/{a}" for a in assets), *(f"stage1/{n}.py" for n in names)]
 
 
 rule all:
     input:
-        f"{REPORT}/01_data_and_pca.html",
-        expand(REPORT + "/02_train_adapter-{objective}-seed{seed}.html", **ALL),
-        f"{REPORT}/03_generation_eval.html",
+        f"{REPORT}/index.html",
 
 
 rule data_and_pca:
@@ -71,9 +79,8 @@ rule train_adapter:
 
 rule generation_eval:
     input:
-        inputs(*READING, *TRAINING, "results"),
+        inputs(*READING, *TRAINING, "comparison", "results"),
         expand(ADAPTER + "/{file}", file=["record.json", "curve.parquet", "answers.parquet"], **ALL),
-        expand("records/full/{file}", file=["runs_10000x3.csv", "runs_10000x3.parquet", "runs_640x2.csv", "untrained.csv"]),
         notebook="notebooks/03_generation_eval.ipynb",
     output:
         record=f"{RUN}/03_generation_eval.json",
@@ -83,4 +90,45 @@ rule generation_eval:
         f"{RUN}/notebooks/03_generation_eval.ipynb",
     threads: 2
     shell:
+        "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}{FEWER}"
+
+
+rule loss_magnitude:
+    input:
+        inputs(*READING, *TRAINING, *REPORTING),
+        GPU_RECORDS,
+        expand(ADAPTER + "/record.json", **ALL),
+        notebook="notebooks/04_loss_magnitude.ipynb",
+    output:
+        record=f"{RUN}/04_loss_magnitude.json",
+        page=f"{REPORT}/04_loss_magnitude.html",
+    log:
+        f"{RUN}/notebooks/04_loss_magnitude.ipynb",
+    shell:
+        "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}{FEWER}"
+
+
+rule report:
+    input:
+        inputs("objectives", "scoring", "evaluate", "plots", *REPORTING, "claims", "decision"),
+        GPU_RECORDS,
+        this_run=f"{RUN}/03_generation_eval.json",
+        notebook="notebooks/05_report.ipynb",
+    output:
+        record=f"{RUN}/05_report.json",
+        page=f"{REPORT}/05_report.html",
+    log:
+        f"{RUN}/notebooks/05_report.ipynb",
+    shell:
         "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}"
+
+
+rule index:
+    input:
+        expand(REPORT + "/{page}.html", page=[*SEPARATE, *TRAINED]),
+    output:
+        f"{REPORT}/index.html",
+    params:
+        executed=expand(RUN + "/notebooks/{page}.ipynb", page=sorted([*SEPARATE, *TRAINED])),
+    shell:
+        "python -m stage1.pages index {REPORT} {PRESET} {params.executed}"

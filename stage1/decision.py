@@ -33,6 +33,7 @@ def weigh(start: Difference, answers: Difference) -> str:
 def answer(e: Evidence) -> list[str]:
     """The answer in three sentences: which fix and does it work; what decides at this budget; what the test tests."""
     chosen = f1_of(e, e.recommended)
+    share = comparison.thresholds(e.config, share=True)["target"]
     verdict = comparison.verdict(chosen.mean, comparison.thresholds(e.config))
     start = e.factor("initialisation", "pca_inverse", "random")
     other = e.factor("objective", "distill", "option2_on_policy")
@@ -40,8 +41,9 @@ def answer(e: Evidence) -> list[str]:
     lookup = e.untrained.set_index("condition").loc["codebook", "f1"]
     return [
         f"Prefer {LABELS[e.recommended]}: with the adapter started at {name_of(e.adapter)} the model answers with F1 "
-        f"{chosen} where the original embeddings give {e.ceiling:.1f} ({verdict} at {e.config.target_f1:g}; "
-        f"{e.retention(chosen.mean):.0f} % of the way from floor to ceiling).",
+        f"{chosen} where the original embeddings give {e.ceiling:.1f} ({verdict} at {e.config.target_f1:g} points; it "
+        f"is {e.retention(chosen.mean):.0f} % of the way from floor to ceiling, of which that target asks "
+        f"{share:.0f} %).",
         weigh(start, other)
         + f"; with four times the examples option 3 reaches {late[0]:.1f} from there and {late[1]:.1f} from the "
         "adapter as found.",

@@ -86,11 +86,11 @@ def readings(gradients: pd.DataFrame) -> Figure:
     """Over the steps, for each term: its value, the norm of its gradient at the adapter and at the embeddings, and its
     share of AdamW's step; the cosine between the two terms. One column per `setting`, means over seeds."""
     measures = {
-        "value": "value of the term",
-        "gradient_norm": "gradient norm, adapter",
-        "embedding_gradient_norm": "gradient norm, embeddings",
-        "step_share": "share of the step",
-        "cosine": "cosine of the terms",
+        "value": "value of\nthe term",
+        "gradient_norm": "gradient norm,\nadapter",
+        "embedding_gradient_norm": "gradient norm,\nembeddings",
+        "step_share": "share of\nthe step",
+        "cosine": "cosine of\nthe terms",
     }
     settings = list(dict.fromkeys(gradients["setting"]))
     with plt.rc_context({"font.size": 9, "figure.constrained_layout.use": True, "axes.grid": True, "grid.alpha": 0.25}):

@@ -119,10 +119,10 @@ def gradients(configs: list[StudyConfig]) -> pd.DataFrame:
     for config in configs:
         path = store.adapter_folder(config) / "gradients.parquet"
         if path.exists():
-            varied = {name: getattr(config, name) for name in VARIED}
-            tables.append(store.read_table(path).assign(**varied))
-    whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    return whole.astype(dict.fromkeys(whole.select_dtypes("float64").columns, "float32"))
+            table = store.read_table(path)
+            small = table.astype(dict.fromkeys(table.select_dtypes("float64").columns, "float32"))
+            tables.append(small.assign(**{name: getattr(config, name) for name in VARIED}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def sweep(kind: str, configs: list[StudyConfig], table: Path, processes: int) -> None:

@@ -6,19 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import made_up
 import nbformat
 import papermill
 import pytest
+from nbclient.exceptions import DeadKernelError
 
-from stage1 import notebooks, results, store, study
+from stage1 import notebooks, pages, results, store, study
 from stage1.config import load_preset
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
-DATA, TRAIN, EVAL = NOTEBOOKS
+DATA, TRAIN, EVAL, LOSS, REPORT = NOTEBOOKS
 RECORDS = {
     DATA: "smoke/01_data_and_pca.json",
     TRAIN: "smoke/adapters/option3_teacher_forced-seed0/record.json",
     EVAL: "smoke/03_generation_eval.json",
+    LOSS: "smoke/04_loss_magnitude.json",
+    REPORT: "smoke/05_report.json",
 }
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -62,28 +66,90 @@ def test_committed_as_executed_in_order(path):
     assert counts == list(range(1, len(counts) + 1))
 
 
+@pytest.fixture(scope="module")
+def executed(trained) -> dict[Path, Path]:
+    """Every notebook, executed by papermill at the smoke preset in their order, each reading the records before it."""
+    copies = {path: trained / "smoke/notebooks" / path.name for path in NOTEBOOKS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STAGE1_RUNS", str(trained))
+        for path, copy in copies.items():
+            notebooks.execute(path, copy, {"preset": "smoke"})
+    return copies
+
+
 @each
-def test_runs_under_papermill_and_renders(path, tmp_path, runs):
-    (runs / RECORDS[path]).unlink(missing_ok=True)
-    notebooks.execute(path, tmp_path / path.name, {"preset": "smoke"})
-    notebooks.render(tmp_path / path.name, tmp_path / "page.html")
+def test_runs_under_papermill_and_renders(path, tmp_path, runs, executed):
+    pages.render(executed[path], tmp_path / "page.html")
     record = store.read_json(runs / RECORDS[path])
     assert record["config"]["preset"] == "smoke" and record["results"]
     page = (tmp_path / "page.html").read_text()
-    assert "What we found" in page and "data:image/png;base64" in page
+    assert "What we found" in page and ("data:image/png;base64" in page or "<svg" in page)
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="http', page), "the page needs the network"
 
 
+def nbval(notebook: Path, timeout: int = 120) -> subprocess.CompletedProcess:
+    """Run the cells again, one by one, and compare every output but images with the one in the notebook."""
+    sanitize = Path(__file__).with_name("nbval_sanitize.cfg")
+    options = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={timeout}", f"--nbval-sanitize-with={sanitize}"]
+    command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", "-q", str(notebook)]
+    return subprocess.run(command, cwd=notebook.parent, capture_output=True, text=True)
+
+
 @each
-def test_passes_nbval(path, tmp_path, runs):
-    """Cells run one by one without an error; a dead kernel ends at the time-out instead of hanging."""
-    copy = tmp_path / path.name
-    papermill.execute_notebook(path, copy, {"preset": "smoke"}, prepare_only=True)
-    options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider", "-q"]
-    command = [sys.executable, "-m", "pytest", *options, str(copy)]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
-    assert f"{len(code_cells(copy))} passed" in run.stdout
+def test_gives_the_same_outputs_again_under_nbval(path, runs, executed):
+    run = nbval(executed[path])
+    assert run.returncode == 0, run.stdout[-3_000:]
+    assert f"{len(code_cells(executed[path]))} passed" in run.stdout
+
+
+def test_nbval_catches_a_wrong_number_in_a_real_notebook(tmp_path, runs, executed):
+    notebook = nbformat.read(executed[REPORT], as_version=4)
+    (answer,) = [
+        cell for cell in notebook.cells if cell.source.startswith("Markdown") and "decision.answer" in cell.source
+    ]
+    shown = answer.outputs[0]["data"]["text/markdown"]
+    number = re.search(r"F1 (\d+\.\d)", shown)[1]
+    answer.outputs[0]["data"]["text/markdown"] = shown.replace(number, f"{float(number) + 0.1:.1f}", 1)
+    nbformat.write(notebook, tmp_path / "planted.ipynb")
+    run = nbval(tmp_path / "planted.ipynb")
+    assert run.returncode == 1 and "1 failed" in run.stdout, run.stdout[-3_000:]
+
+
+PLANTED = {
+    "an exception": "1 / 0",
+    "a dead kernel": "import os\nos._exit(1)",
+    "a magic that does not exist": "%nosuchmagic",
+}
+
+
+@pytest.mark.parametrize("source", PLANTED.values(), ids=PLANTED)
+def test_papermill_and_nbval_catch(source, tmp_path):
+    """The good notebook is executed first, so that nbval has outputs to compare with."""
+    cells = [nbformat.v4.new_code_cell("preset = 'smoke'", metadata={"tags": ["parameters"]})]
+    language = {"language_info": {"name": "python"}, "kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    good = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell("1 + 1")], metadata=language)
+    nbformat.write(good, tmp_path / "good.ipynb")
+    notebooks.execute(tmp_path / "good.ipynb", tmp_path / "planted.ipynb", {"preset": "smoke"})
+    assert nbval(tmp_path / "planted.ipynb", timeout=20).returncode == 0
+    bad = nbformat.read(tmp_path / "planted.ipynb", as_version=4)
+    bad.cells[-1].source = source + "\n1 + 1"
+    nbformat.write(bad, tmp_path / "planted.ipynb")
+    assert nbval(tmp_path / "planted.ipynb", timeout=20).returncode != 0
+    with pytest.raises((papermill.PapermillExecutionError, DeadKernelError, notebooks.MagicError)):
+        notebooks.execute(tmp_path / "planted.ipynb", tmp_path / "out.ipynb", {"preset": "smoke"})
+
+
+def test_the_report_recommends_what_its_records_say(tmp_path, runs, executed, monkeypatch):
+    """Made-up records in which option 1 wins: the rendered page says so, and the committed ones' winner is gone."""
+    made_up.write(tmp_path, f1={"option1_reconstruction": 95.0})
+    (tmp_path / "quick").symlink_to(tmp_path / "full")
+    monkeypatch.setenv("STAGE1_RECORDS", str(tmp_path))
+    notebooks.execute(REPORT, tmp_path / "made_up.ipynb", {"preset": "smoke"})
+    pages.render(tmp_path / "made_up.ipynb", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Prefer option 1 (reconstruction alone)" in page and "Train with option 1" in page
+    pages.render(executed[REPORT], tmp_path / "committed.html")
+    assert "Prefer option 1" not in (tmp_path / "committed.html").read_text()
 
 
 @each

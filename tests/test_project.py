@@ -15,7 +15,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from stage1 import model_card, results, store
+from stage1 import decision, evidence, model_card, results, store
+from stage1.config import load_preset
 from stage1.language_model import SHIPPED
 from stage1.objectives import OBJECTIVES
 
@@ -113,7 +114,8 @@ def test_the_report_trains_every_objective_with_every_seed(checkout):
     plan = finish(checkout, "--dry-run")
     for name in OBJECTIVES:
         assert f"runs/smoke/adapters/{name}-seed0/record.json" in plan
-    assert "reports/smoke/03_generation_eval.html" in plan
+    for page in ("index", "03_generation_eval", "04_loss_magnitude", "05_report"):
+        assert f"reports/smoke/{page}.html" in plan
 
 
 def test_an_unknown_preset_stops_the_report_with_its_name(checkout):
@@ -132,40 +134,67 @@ def test_the_readme_shows_the_records():
 def test_the_readme_shows_the_gpu_records():
     readme = (ROOT / "README.md").read_text()
     words = " ".join(readme.split())
-    full, untrained = (results.committed("full", name) for name in ("runs_10000x3.csv", "untrained.csv"))
-    table = results.budget_table(full, untrained)
-    assert model_card.markdown_table(results.headline(table)) in readme
-    best, plain = table.loc[table["f1"].idxmax()], untrained.set_index("condition")["f1"]
-    assert f"reaches F1 {best['f1']:.1f} of the {plain['embeddings']:.1f} that" in words
-    assert best["initialisation"] == "pca_inverse" and best["objective"] == "distill"
-    random = table[(table["initialisation"] == "random") & (table["objective"] != "option1_reconstruction")]
-    assert random["f1"].max() < 16
+    e = evidence.load(load_preset("full"))
+    assert model_card.markdown_table(e.headline) in readme
+    assert model_card.markdown_table(results.headline(results.budget_table(e.runs, e.untrained))) in readme
+    assert model_card.markdown_table(e.padding) in readme
+    for sentence in decision.answer(e):
+        assert sentence in words
+    plain = e.untrained.set_index("condition")["f1"]
     assert (
         f"Original embeddings {plain['embeddings']:.1f}, lookup {plain['codebook']:.1f}, PCA inverse without an "
         f"adapter {plain['pca_inverse']:.1f}, question without context {plain['question_only']:.1f}" in words
     )
-    assert results.committed("full", "runs_640x2.csv").groupby(results.ADAPTER)["f1"].mean().max() < 13
-    same = full[(full[results.ADAPTER] == best[results.ADAPTER].tolist()).all(axis=1)]
-    assert f"`distill` reaches {same['selection_f1'].mean():.1f}." in words
-
-
-def test_the_readme_shows_what_padding_does_to_the_objective_as_found():
-    table = pd.read_csv(ROOT / "benchmarks/results/as_found_padding.csv")
-    assert model_card.markdown_table(table) in (ROOT / "README.md").read_text()
-    without = table.set_index("objective").loc["without_padding"]
-    assert 60 < without["f1"] < results.committed("full", "runs_10000x3.csv")["f1"].max()
-
-
-def test_the_readme_shows_what_the_factors_are_worth():
-    words = " ".join((ROOT / "README.md").read_text().split())
-    scores = results.committed("full", "runs_10000x3.parquet")
-    pair = scores[scores["objective"].isin(["distill", "option2_on_policy"])]
+    small = e.sizes[e.sizes["train_examples"] == 640].groupby(results.ADAPTER)["f1"].mean()
+    assert f"nothing passes {small.max():.0f} (`records/full/runs_640x2.csv`)" in words
     for text, factor, first, second in (
         ("PCA inverse instead of a random start", "initialisation", "pca_inverse", "random"),
         ("calibrated instead of unit RMS output", "output_scaling", "calibrated", "unit_rms"),
-        ("teacher-forced instead of on-policy", "objective", "distill", "option2_on_policy"),
+        ("gold instead of generated answers", "objective", "distill", "option2_on_policy"),
     ):
-        assert f"{text} {results.contrast(pair, factor, first, second)}" in words
+        assert f"{text} {e.factor(factor, first, second)}" in words
+
+
+def test_the_headline_follows_from_the_committed_scores_of_every_answer():
+    """The table of README and report once more, from the scores of the answers, without the package."""
+    e = evidence.load(load_preset("full"))
+    scores = pd.read_parquet(ROOT / "records/full/runs_10000x3.parquet")
+    chosen = scores[(scores["initialisation"] == "pca_inverse") & (scores["output_scaling"] == "calibrated")]
+    seeds = chosen.groupby(["objective", "seed"], observed=True)["f1"].mean().unstack()
+    table = e.table.set_index("objective")
+    for objective, row in seeds.iterrows():
+        assert table.loc[objective, "f1"] == pytest.approx(row.mean(), abs=1e-3)
+        assert table.loc[objective, "f1_sd"] == pytest.approx(row.std(), abs=1e-3)
+        assert table.loc[objective, "f1_low"] < row.mean() < table.loc[objective, "f1_high"]
+    untrained = pd.read_csv(ROOT / "records/full/untrained.csv", index_col="condition")["f1"]
+    floor = untrained[["question_only", "shuffled_context"]].max()
+    expected = 100 * (table["f1"] - floor) / (untrained["embeddings"] - floor)
+    assert table["retention"].to_dict() == pytest.approx(expected.to_dict())
+
+
+def test_the_weight_of_the_reconstruction_term_is_what_the_readme_says_of_it():
+    e = evidence.load(load_preset("full"))
+    share = e.step_shares.set_index(["objective", "initialisation", "output_scaling", "term"])["step_share"]
+    assert share["option3_teacher_forced", "pca_inverse", "calibrated", "reconstruction"] < 0.01
+    random = e.weight_table[e.weight_table["initialisation"] == "random"]
+    assert random.loc[random["reconstruction_weight"] <= 1, "f1"].max() < 4
+    assert random.loc[random["reconstruction_weight"] >= 1_000, "f1"].min() > 16
+
+
+def test_both_things_that_padding_does_are_harmful():
+    f1 = pd.read_csv(ROOT / "benchmarks/results/as_found_padding.csv", index_col="objective")["f1"]
+    assert f1["as_found"] + 20 < min(f1["no_labels_on_padding"], f1["no_gap"])
+    assert max(f1["no_labels_on_padding"], f1["no_gap"]) + 20 < f1["no_padding"]
+
+
+def test_the_figures_are_drawn_from_the_committed_records():
+    e = evidence.load(load_preset("full"))
+    drawn = pd.read_csv(ROOT / "figures/answer.csv")
+    assert drawn["objective"].tolist() == e.table["objective"].tolist()
+    for column in ("f1", "f1_low", "f1_high"):
+        assert drawn[column].tolist() == pytest.approx(e.table[column].tolist(), rel=1e-4)
+    for csv in (ROOT / "figures").glob("*.csv"):
+        assert csv.with_suffix(".svg").exists() and csv.with_suffix(".png").exists()
 
 
 def test_the_model_card_is_the_one_its_records_give(tmp_path):

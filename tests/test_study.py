@@ -1,6 +1,8 @@
 """A study: prepared once, its adapters trained, tested and recorded, and taken up where they were interrupted."""
 
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -323,6 +325,43 @@ def test_an_adapter_is_tested_on_the_test_split_and_its_tokens(prepared):
     counts = token_counts(prepared.encoded["test"].prompts, 4096)
     error = (table - prepared.lm.embedding_table).double().square().mean(1).detach().numpy()
     assert rebuilt["mse"] == pytest.approx(np.average(error, weights=counts))
+
+
+# ---------------------------------------------------------------- committed adapters
+
+
+@pytest.fixture
+def committed(prepared, tmp_path, monkeypatch) -> Path:
+    """The repository holds the trained adapter of this very run, and the runs folder is empty."""
+    path = study.obtain(prepared)
+    folder = tmp_path / "records" / store.run_name(prepared.config) / "adapters" / path.parent.name
+    shutil.copytree(path.parent, folder)
+    shutil.rmtree(path.parent)
+    monkeypatch.setenv("STAGE1_RECORDS", str(tmp_path / "records"))
+    return folder
+
+
+def test_a_committed_adapter_is_taken_instead_of_trained(prepared, committed, monkeypatch):
+    monkeypatch.setattr(study, "train", lambda *arguments: pytest.fail("it trained"))
+    path = study.obtain(prepared)
+    assert path.parent == store.adapter_folder(prepared.config)
+    for file in committed.iterdir():
+        assert (path.parent / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 5}, {"learning_rate": 2.0e-2}, {"seed": 1}, {"warmup": 0.5}])
+def test_another_run_is_not_taken_for_the_committed_one(prepared, committed, changes):
+    config = prepared.config.replace(**changes)
+    assert store.committed_adapter(prepared.config) == committed
+    assert store.committed_adapter(config) is None
+    # Not even where its folder has the name that the other run's would have.
+    other = committed.parents[2] / store.run_name(config) / "adapters" / f"{config.objective}-seed{config.seed}"
+    shutil.copytree(committed, other, dirs_exist_ok=True)
+    assert store.committed_adapter(config) is None
+
+
+def test_criteria_do_not_make_it_another_run(prepared, committed):
+    assert store.committed_adapter(prepared.config.replace(target_f1=60.0, script_f1=55.0, seeds=4)) == committed
 
 
 # ---------------------------------------------------------------- runs

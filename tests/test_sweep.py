@@ -258,6 +258,17 @@ def test_scores_of_all_runs_are_in_one_small_table(config):
     assert types == {"category", "float32", "bool", "int64"} and table["ended"].dtype == bool
 
 
+def test_gradient_readings_of_all_runs_are_in_one_table_beside_the_others(config, in_process, tmp_path):
+    read = config.replace(objective="option3_teacher_forced", gradients_every=1)
+    configs = [read, read.replace(seed=1), config]
+    sweep.sweep("runs", configs, tmp_path / "out.csv", 1)
+    table = pd.read_parquet(tmp_path / "out.gradients.parquet")
+    steps = len(store.read_table(store.adapter_folder(read) / "curve.parquet"))
+    assert len(table) == 2 * 2 * steps, "two terms, two runs; objectives of one term leave nothing"
+    assert set(table["objective"]) == {"option3_teacher_forced"} and set(table["seed"]) == {0, 1}
+    assert table.groupby(["seed", "step"])["step_share"].sum().to_numpy() == pytest.approx(1, abs=1e-5)
+
+
 def test_scores_leave_out_what_diverged(config, monkeypatch):
     sweep.tested(config.replace(objective="distill"))
     explode(monkeypatch)
