@@ -65,7 +65,7 @@ def mismatch(e: Evidence) -> Finding:
     return Finding(
         verdict,
         f"The same loss on generated instead of gold answers changes F1 by {found.mean:+.1f} [{found.low:+.1f}, "
-        f"{found.high:+.1f}] points. What fails in the analysed objective is its padding: F1 {padding['as_found']:.1f} "
+        f"{found.high:+.1f}] points. The analysed objective with its padding taken apart: F1 {padding['as_found']:.1f} "
         f"as found, {padding['no_labels_on_padding']:.1f} without labels on it, {padding['no_gap']:.1f} without the "
         f"gap it leaves before the answer, {padding['no_padding']:.1f} without either.",
     )

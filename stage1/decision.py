@@ -14,6 +14,13 @@ LABELS = {
     "option3_teacher_forced": "option 3 (reconstruction and teacher-forced cross-entropy)",
 }
 
+PADDING = {
+    "no_padding": "Put no label on padding and leave no gap before the answer.",
+    "no_labels_on_padding": "Put no label on padding.",
+    "no_gap": "Leave no gap of padding before the answer.",
+}
+"""What to do where a layout of the padding is the best."""
+
 
 def f1_of(e: Evidence, objective: str) -> Interval:
     """Mean F1 of an objective on the best adapter, with its interval."""
@@ -80,9 +87,9 @@ def recommendation(e: Evidence) -> list[str]:
         + ("worth keeping or dropping on other grounds" if term["finding"] != "different" else "no free choice")
         + f": with and without it F1 differs by {term['mean']:.1f} [{term['low']:.1f}, {term['high']:.1f}] points, the "
         f"better being `{term['first']}` ({term['finding']}).",
-        f"**Put no label on padding and leave no gap before the answer.** The analysed objective has F1 "
-        f"{padding['as_found']:.1f}; `{best}` alone brings it to {padding[best]:.1f} ({seeds} seeds), "
-        f"{padding[best] - f1_of(e, e.recommended).mean:+.1f} against the recommended objective, not tested.",
+        f"**{PADDING[best]}** The analysed objective has F1 {padding['as_found']:.1f}; `{best}` alone brings it to "
+        f"{padding[best]:.1f} ({seeds} seeds), {padding[best] - f1_of(e, e.recommended).mean:+.1f} against the "
+        "recommended objective, not tested.",
         "**State the target as a share of the ceiling**, measured in the same run: F1 points mean something else on "
         f"every model ({e.config.target_f1:g} of {e.config.baseline_f1:g} there is "
         f"{e.config.target_f1 / e.config.baseline_f1 * e.ceiling:.1f} here).",
