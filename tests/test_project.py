@@ -178,7 +178,7 @@ def test_the_weight_of_the_reconstruction_term_is_what_the_readme_says_of_it():
     assert share["option3_teacher_forced", "pca_inverse", "calibrated", "reconstruction"] < 0.01
     random = e.weight_table[e.weight_table["initialisation"] == "random"]
     assert random.loc[random["reconstruction_weight"] <= 1, "f1"].max() < 4
-    assert random.loc[random["reconstruction_weight"] >= 1_000, "f1"].min() > 16
+    assert random.loc[random["reconstruction_weight"] >= 1_000, "f1"].min() > 18
 
 
 def test_both_things_that_padding_does_are_harmful():
