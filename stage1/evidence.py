@@ -16,7 +16,8 @@ from stage1.config import StudyConfig
 from stage1.evaluate import FLOORS
 from stage1.objectives import FIXES
 
-ADAPTER = ["initialisation", "output_scaling"]
+START = ["initialisation", "output_scaling"]
+"""What an adapter is besides its objective."""
 AS_FOUND = ("random", "unit_rms")
 """The adapter of the analysed code."""
 BENCHMARKS = store.ROOT / "benchmarks" / "results"
@@ -72,7 +73,7 @@ class Evidence:
 
     def on(self, table: pd.DataFrame, objective: str | None = None, adapter: tuple | None = None) -> pd.DataFrame:
         """The rows of an adapter (the best one unless told) and an objective (all unless told)."""
-        kept = (table[ADAPTER] == list(adapter or self.adapter)).all(axis=1)
+        kept = (table[START] == list(adapter or self.adapter)).all(axis=1)
         return table[kept & (table["objective"] == objective)] if objective else table[kept]
 
     def mean(self, objective: str, column: str = "f1", adapter: tuple | None = None) -> float:
@@ -145,25 +146,25 @@ class Evidence:
         grid = self.weights[self.weights["objective"] == "option3_teacher_forced"].copy()
         as_mse = grid["reconstruction_weight"] * (grid["fvu"] / grid["mse"]).mean()  # fvu is mse over the variance
         grid["weight"] = as_mse.where(grid["reconstruction_term"] == "fvu", grid["reconstruction_weight"])
-        return grid.assign(level=grid[[*ADAPTER, "reconstruction_term"]].agg(", ".join, axis=1))
+        return grid.assign(level=grid[[*START, "reconstruction_term"]].agg(", ".join, axis=1))
 
     @cached_property
     def weight_table(self) -> pd.DataFrame:
         """One row per adapter, reconstruction term and weight: means over seeds, with the reconstruction term's mean
         share of AdamW's steps."""
-        by = [*ADAPTER, "reconstruction_term", "reconstruction_weight"]
+        by = [*START, "reconstruction_term", "reconstruction_weight"]
         shares = self.weight_shares[self.weight_shares["term"] == "reconstruction"].groupby(by)["step_share"].mean()
         return self.grid.groupby(by)[["f1", "fvu", "ce_first"]].mean().join(shares).reset_index()
 
     @cached_property
     def rules(self) -> pd.DataFrame:
         """One row per adapter and balancing rule, the fixed weight 1 among them: means and deviations over seeds."""
-        adapters = self.balancing[ADAPTER].drop_duplicates()
+        adapters = self.balancing[START].drop_duplicates()
         fixed = self.runs[self.runs["objective"] == "option3_teacher_forced"].merge(adapters).assign(balancing="fixed")
         one = pd.concat([fixed, self.balancing])
         measures = {name: (name, "mean") for name in ("f1", "fvu", "ce_first")}
         counted = {"f1_sd": ("f1", "std"), "seeds": ("f1", "count")}
-        return one.groupby([*ADAPTER, "balancing"]).agg(**measures, **counted).reset_index()
+        return one.groupby([*START, "balancing"]).agg(**measures, **counted).reset_index()
 
     @cached_property
     def recommended(self) -> str:
