@@ -124,7 +124,7 @@ def weight_grid(runs: pd.DataFrame, levels: Sequence[str], lines: Mapping[str, M
     measures = {
         "f1": F1,
         "fvu": "fvu (lower is better)",
-        "ce_first": "cross-entropy, first token (nats, lower is better)",
+        "ce_first": "first-token cross-entropy\n(nats, lower is better)",
     }
     figure, axes = panels(3, width=4.0, height=3.9)
     colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")

@@ -72,7 +72,11 @@ def test_a_weight_grid_has_a_line_per_level_and_measure(e):
     levels = list(dict.fromkeys(e.grid["level"]))[:4]
     lines = {"answer_ce": {"f1": 70.0, "fvu": 0.5, "ce_first": 1.0}}
     axes = report_plots.weight_grid(e.grid, levels, lines).axes
-    assert [axis.get_ylabel().split(" (")[0] for axis in axes] == ["F1", "fvu", "cross-entropy, first token"]
+    assert [axis.get_ylabel().replace("\n", " ").split(" (")[0] for axis in axes] == [
+        "F1",
+        "fvu",
+        "first-token cross-entropy",
+    ]
     for axis in axes:
         assert axis.get_xscale() == "log" and "weight" in axis.get_xlabel()
         assert len([line for line in axis.lines if len(line.get_xdata()) == 3 and line.get_linestyle() == "-"]) == len(
