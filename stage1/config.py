@@ -17,8 +17,8 @@ NOT_NEGATIVE = (
     "ce_weight", "temperature", "selection_every", "gradients_every", "checkpoint_every", "equivalence_margin",
 )  # fmt: skip
 AT_LEAST_ONE = (
-    "seeds", "test_examples", "compressed_width", "epochs", "batch_size", "eval_batch_size", "max_prompt_tokens",
-    "max_answer_tokens", "max_new_tokens",
+    "seeds", "test_examples", "compressed_width", "epochs", "eval_batch_size", "max_prompt_tokens", "max_answer_tokens",
+    "max_new_tokens", "processes",
 )  # fmt: skip
 CRITERIA = ("baseline_f1", "target_f1", "script_f1", "failure_f1")
 """Thresholds of F1 in percent, none above the one before it."""
@@ -73,11 +73,34 @@ class StudyConfig:
     language_model: str = "shipped"
     """`shipped` (in the package), a local folder with safetensors, or a model id on the hub."""
 
+    shape_only: bool = False
+    """Builds the language model from its config alone, with random weights: a rehearsal that needs no download. What it
+    scores says nothing, and gets no verdict."""
+
     dtype: typing.Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen language model."""
 
-    device: typing.Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes the GPU where there is one."""
+    device: typing.Literal["auto", "cpu", "cuda", "sharded"] = "auto"
+    """`auto` takes the GPU where there is one; `sharded` spreads the language model's layers over all GPUs, for one that
+    does not fit a single one."""
+
+    processes: int = 1
+    """Processes that train one adapter together, each on a GPU (or CPU share) of its own, started by
+    torch.distributed.run."""
+
+    # how the language model is passed through: less time or memory, the same results up to rounding
+    packed: bool = False
+    """Training examples share one row without padding, each attending to itself alone."""
+
+    compiled: bool = False
+    """`torch.compile` for decoder layers and losses; worth its half minute on a GPU."""
+
+    recomputed: float = 0.0
+    """Share of the decoder layers whose activations are computed again in the backward pass instead of kept."""
+
+    matmul: typing.Literal["native", "fp8"] = "native"
+    """Arithmetic of the decoder layers: `native` is `dtype`; `fp8` rounds weights and activations to eight bits, which is
+    faster on GPUs that have it and changes results by more than rounding."""
 
     # compression
     compressed_width: int = 24
@@ -100,8 +123,12 @@ class StudyConfig:
     epochs: int = 3
     """Passes over the training examples, or as many tokens drawn by their counts."""
 
-    batch_size: int = 64
-    """Examples per optimizer step."""
+    batch_size: int | typing.Literal["auto"] = 64
+    """Examples per optimizer step; `auto` takes as many as the GPU's memory holds, by a probe before training."""
+
+    micro_batch_size: int | None = None
+    """Examples that pass through the language model at a time, gradients adding up to those of the batch; None starts
+    with the whole batch. Halved wherever memory runs out."""
 
     learning_rate: float | None = None
     """Peak of AdamW's schedule; None takes the one chosen on the selection split for this objective and adapter."""
@@ -176,7 +203,10 @@ class StudyConfig:
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "zero or more")
         for name in AT_LEAST_ONE:
             require(getattr(self, name) >= 1, name, getattr(self, name), "one or more")
-        for name in ("warmup", "gold_fraction"):
+        for name in ("batch_size", "micro_batch_size"):
+            size = getattr(self, name)
+            require(size in (None, "auto") or size >= 1, name, size, "one or more")
+        for name in ("warmup", "gold_fraction", "recomputed"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name, top in zip(CRITERIA, (100.0, *(getattr(self, name) for name in CRITERIA)), strict=False):
             require(0 < getattr(self, name) <= top, name, getattr(self, name), f"above 0, at most {top:g}")
@@ -198,20 +228,22 @@ def require(condition: bool, name: str, value, allowed: str) -> None:
         raise ValueError(f"{name}={value!r}: expected {allowed}")
 
 
-def check_type(name: str, value, expected) -> None:
-    """Raise TypeError (or ValueError for a Literal) unless the value has the field's type; an int serves as a float."""
-    if isinstance(expected, types.UnionType):  # `float | None`
-        expected = typing.get_args(expected)[0]
-        return None if value is None else check_type(name, value, expected)
+def check_type(name: str, value, expected, also: tuple = ()) -> None:
+    """Raise TypeError (or ValueError for a Literal) unless the value has the field's type; an int serves as a float.
+    `also` are values allowed besides."""
+    if typing.get_origin(expected) in (typing.Union, types.UnionType):  # `float | None`, `int | Literal["auto"]`
+        expected, other = typing.get_args(expected)
+        also = (None,) if other is types.NoneType else typing.get_args(other)
+        return None if value in also else check_type(name, value, expected, also)
     if typing.get_origin(expected) is typing.Literal:
         choices = typing.get_args(expected)
         hint = nearest(value, choices) if isinstance(value, str) else ""
         return require(value in choices, name, value, f"one of {', '.join(map(repr, choices))}{hint}")
     fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
     if not fits or (isinstance(value, bool) and expected is not bool):
-        hint = ""
+        hint = "".join(f" or {other!r}" for other in also if other is not None)
         if isinstance(value, str):
-            hint = {bool: " (write True or False, capitalised)", float: " (write 1.0e-4, not 1e-4)"}.get(expected, "")
+            hint += {bool: " (write True or False, capitalised)", float: " (write 1.0e-4, not 1e-4)"}.get(expected, "")
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected {expected.__name__}{hint}")
 
 

@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, embedding
 
+from stage1 import processes
 from stage1.compress import Compression, nearest_codebook, variance
 from stage1.config import StudyConfig
 from stage1.generation import Answer, by_length, generate
 from stage1.language_model import FrozenLM
-from stage1.objectives import before, join
 from stage1.prompts import Encoded, encode
+from stage1.rows import join
 from stage1.scoring import exact_match, f1
 
 FLOORS = ("question_only", "shuffled_context")
@@ -89,7 +90,7 @@ def teacher_forced(
     for batch in by_length(encoded.prompts, batch_size):
         rows = join([encoded.prompts[i] for i in batch], [encoded.answers[i] for i in batch], lm.pad_token, lm.device)
         inputs = torch.where(rows.prompt[..., None], embedding(rows.ids, table), lm.embed(rows.ids).to(table.dtype))
-        logits = lm.logits(inputs, before(rows.answer, "teacher_forced"))
+        logits = lm.logits(inputs, rows.before(rows.answer, "teacher_forced"))
         targets = rows.ids[rows.answer]
         ce = cross_entropy(logits, targets, reduction="none").tolist()
         right = (logits.argmax(-1) == targets).tolist()
@@ -115,14 +116,17 @@ def evaluate(
     description: str | None = None,
 ) -> pd.DataFrame:
     """Generate and score under one condition, with the gold answer's teacher-forced measures beside; one row per
-    example. A table of None passes the token ids themselves. An empty description hides the progress."""
+    example, each process answering its share. A table of None passes the token ids themselves. An empty description
+    hides the progress."""
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded.prompts[i]))
+    mine = sorted(processes.share(order))  # of similar lengths in every process
+    part = encoded.chosen(mine)
     embed = None if table is None else lambda ids: embedding(ids, table)
-    name = condition if description is None else description
-    answers = generate(lm, encoded.prompts, embed, config.max_new_tokens, config.eval_batch_size, name)
-    read = lm.embedding_table if table is None else table
-    return score_answers(encoded, answers, condition).assign(
-        **teacher_forced(lm, encoded, read, config.eval_batch_size)
-    )
+    shown = (condition if description is None else description) if processes.rank() == 0 else ""
+    answers = generate(lm, part.prompts, embed, config.max_new_tokens, config.eval_batch_size, shown)
+    forced = teacher_forced(lm, part, lm.embedding_table if table is None else table, config.eval_batch_size)
+    scored = score_answers(part, answers, condition).assign(**forced).set_axis(mine)
+    return processes.together(scored)
 
 
 def evaluate_floors(lm: FrozenLM, examples: Sequence[Mapping], config: StudyConfig) -> pd.DataFrame:

@@ -9,13 +9,23 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
+from stage1 import engine, processes
 from stage1.config import StudyConfig
+from stage1.rows import block_mask, dense_mask
 
 SHIPPED = Path(__file__).parent / "assets" / "almanac-lm"
+SHAPES = Path(__file__).parent / "assets" / "shapes"
 
 
 class FrozenError(RuntimeError):
@@ -29,6 +39,8 @@ class FrozenLM:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    recomputed: float = 0.0
+    """Share of the decoder layers that keep no activations for the backward pass."""
 
     @property
     def device(self) -> torch.device:
@@ -54,18 +66,41 @@ class FrozenLM:
     def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         return self.model.get_input_embeddings()(ids.to(self.device))
 
+    @property
+    def head(self) -> nn.Linear:
+        """The output head: from last hidden states to logits."""
+        return self.model.get_output_embeddings()
+
+    def hidden(
+        self,
+        embeddings: Float[Tensor, "B T D"],
+        where: Bool[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"] | None = None,
+        begins: Int[Tensor, "1 T"] | None = None,
+    ) -> Float[Tensor, "N D"]:
+        """Last hidden states at the N positions that `where` marks, row by row; the head reads no other.
+
+        `mask` tells what attention may read; without one, padding must come last in its row, where causal attention
+        keeps real tokens from seeing it. `begins` tells where each token's example begins, in a packed row.
+        """
+        attention, positions = None if mask is None else mask.long(), None
+        if begins is not None:
+            attention = block_mask(begins) if embeddings.is_cuda else dense_mask(begins)
+            positions = torch.arange(begins.shape[1], device=begins.device) - begins
+        with engine.recomputing(self.model, self.recomputed if torch.is_grad_enabled() else 0.0):
+            output = self.model.base_model(
+                inputs_embeds=embeddings.to(self.model.dtype),
+                attention_mask=attention,
+                position_ids=positions,
+                use_cache=False,
+            )
+        return output.last_hidden_state[where]
+
     def logits(
         self, embeddings: Float[Tensor, "B T D"], where: Bool[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "N V"]:
-        """Next-token logits in float32 at the N positions that `where` marks, row by row; the head reads no other.
-
-        Without a mask, padding must come last in its row: causal attention keeps real tokens from seeing it.
-        """
-        attention = None if mask is None else mask.long()
-        hidden = self.model.base_model(
-            inputs_embeds=embeddings.to(self.model.dtype), attention_mask=attention, use_cache=False
-        ).last_hidden_state
-        return self.model.get_output_embeddings()(hidden[where]).float()
+        """Next-token logits in float32 at the N positions that `where` marks, as `hidden` reads them."""
+        return self.head(self.hidden(embeddings, where, mask)).float()
 
     def checksum(self) -> str:
         """A digest of every parameter and buffer, bit for bit, computed where the weights are."""
@@ -99,9 +134,13 @@ def bit_sums(tensor: Tensor) -> list[int]:
 
 
 def choose_device(device: str) -> torch.device:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda': no GPU is visible; expected 'auto' or 'cpu' here")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    """The device of this process. Raises ValueError for a GPU where none is visible."""
+    if device in ("cuda", "sharded") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: no GPU is visible; expected 'auto' or 'cpu' here")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(processes.device_index())
+    return torch.device("cuda", processes.device_index())
 
 
 def resolve(name: str) -> str:
@@ -125,22 +164,62 @@ def resolve(name: str) -> str:
 def load(config: StudyConfig) -> FrozenLM:
     """The config's language model in evaluation mode, every parameter frozen; safetensors only, no remote code.
 
-    Raises FileNotFoundError for an incomplete folder, and OSError for a model that the hub does not give or that cannot
-    be read.
+    Raises FileNotFoundError for an incomplete folder, OSError for a model that the hub does not give or that cannot be
+    read, and ValueError for a device that is not there or a model that the config's engine cannot drive.
     """
+    device = choose_device(config.device)
+    model, tokenizer = (build_shape if config.shape_only else read_weights)(config, device)
+    # A model may come with sampling or penalties of its own: only its end tokens are kept.
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=model.generation_config.eos_token_id)
+    model.requires_grad_(False).eval()
+    engine.apply(model, config)
+    return FrozenLM(model, tokenizer, config.language_model, config.recomputed)
+
+
+def read_weights(config: StudyConfig, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer from the package, a folder or the hub, straight onto the device."""
     source = resolve(config.language_model)
     if source == str(SHIPPED):
         logging.disable_progress_bar()  # it loads in a blink
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        # The dtype is always passed: from_pretrained would otherwise keep the one the weights were saved in.
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, config.dtype),  # from_pretrained would otherwise keep the one it was saved in
+            use_safetensors=True,
+            device_map="auto" if config.device == "sharded" else {"": device},
+            attn_implementation=engine.ATTENTION if config.packed else None,
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise OSError(
             f"language_model={config.language_model!r} cannot be loaded: expected 'shipped', a local folder with "
-            f"safetensors, or a hub model you have access to (hf auth login). {error}"
+            f"safetensors, or a hub model you have access to (accept its licence on its page, then hf auth login); "
+            f"shape_only=True rehearses without it. {error}"
         ) from error
-    # A model may come with sampling or penalties of its own: only its end tokens are kept.
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=model.generation_config.eos_token_id)
-    model.requires_grad_(False).eval().to(choose_device(config.device))
-    return FrozenLM(model, tokenizer, config.language_model)
+    return model, tokenizer
+
+
+def build_shape(config: StudyConfig, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of the same shape with random weights, seeded by `data_seed`, without its download: from the config.json of
+    a folder, or from the shapes in the package. Its tokenizer is the folder's, or else the shipped one.
+
+    Raises FileNotFoundError for a model whose shape is not at hand.
+    """
+    folder, name = Path(config.language_model).expanduser(), config.language_model.split("/")[-1]
+    known = {path.stem: path for path in SHAPES.glob("*.json")}
+    if folder.is_dir():
+        shape = AutoConfig.from_pretrained(folder)
+    elif name in known:
+        shape = AutoConfig.from_pretrained(known[name])
+    else:
+        allowed = f"a folder with a config.json, or one of {', '.join(sorted(known))} where shape_only=True"
+        raise FileNotFoundError(f"language_model={config.language_model!r}: expected {allowed}")
+    torch.manual_seed(config.data_seed)
+    with device:
+        model = AutoModelForCausalLM.from_config(
+            shape, dtype=getattr(torch, config.dtype), attn_implementation=engine.ATTENTION if config.packed else None
+        )
+    own = folder.is_dir() and any(folder.glob("tokenizer*"))
+    tokenizer = AutoTokenizer.from_pretrained(folder if own else SHIPPED)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model, tokenizer

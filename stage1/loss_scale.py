@@ -35,10 +35,11 @@ def flat(tensors: Sequence[Tensor]) -> Float[Tensor, " P"]:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def term_gradients(terms: Terms, parameters: Sequence[Tensor]) -> Vectors:
+def term_gradients(terms: Terms, parameters: Sequence[Tensor], keep_graph: bool = True) -> Vectors:
     """The gradient of each term's unweighted value; zero where a term does not depend on a parameter."""
-    differentiate = partial(torch.autograd.grad, inputs=parameters, retain_graph=True, materialize_grads=True)
-    return {name: flat(differentiate(term.value)) for name, term in terms.items()}
+    differentiate = partial(torch.autograd.grad, inputs=parameters, materialize_grads=True)
+    last = list(terms)[-1]
+    return {n: flat(differentiate(term.value, retain_graph=keep_graph or n != last)) for n, term in terms.items()}
 
 
 def put(gradient: Float[Tensor, " P"], parameters: Sequence[nn.Parameter]) -> None:
@@ -73,7 +74,8 @@ def embedding_gradients(objective: Objective, adapter: nn.Module, batch: Example
     """Each term's gradient at the reconstructed embeddings, one row per vocabulary entry: the adapter works token by
     token, so the occurrences of a token in the batch add up. Flattened, V times D."""
     lookup = Lookup(adapters.decode(adapter, setting.codebook))
-    return term_gradients(objective(lookup, batch, looking_up(setting)), list(lookup.parameters()))
+    terms = objective(lookup, batch, looking_up(setting))
+    return term_gradients(terms, list(lookup.parameters()), keep_graph=False)
 
 
 def cosine_to_others(vectors: Vectors, name: str) -> float:

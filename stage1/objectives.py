@@ -13,11 +13,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import embedding
 
+from stage1 import fused_loss
 from stage1.config import StudyConfig, nearest, require
 from stage1.generation import generate_ids
 from stage1.language_model import FrozenLM
+from stage1.rows import Rows, check_prompts, join, pack
 
 
 class Term(NamedTuple):
@@ -49,6 +51,16 @@ class Examples:
 
     prompts: Sequence[list[int]]
     answers: Sequence[list[int]]
+    keeps_gold: Sequence[bool] | None = None
+    """Which examples keep their gold answer in on-policy training; None stands for the first `gold_fraction`."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def chosen(self, places: Sequence[int]) -> "Examples":
+        """Some of the examples."""
+        kept = None if self.keeps_gold is None else [self.keeps_gold[i] for i in places]
+        return Examples([self.prompts[i] for i in places], [self.answers[i] for i in places], kept)
 
 
 @dataclass(frozen=True)
@@ -58,43 +70,26 @@ class Tokens:
     ids: Int[Tensor, " N"]
     counts: Int[Tensor, " N"]
 
-
-class Rows(NamedTuple):
-    """Prompt and answer of each example in one row, padding last."""
-
-    ids: Int[Tensor, "B T"]
-    prompt: Bool[Tensor, "B T"]
-    answer: Bool[Tensor, "B T"]
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def check_prompts(prompts: Sequence[list[int]]) -> None:
-    if not prompts or not all(prompts):
-        raise ValueError("batch: expected at least one prompt, and at least one token in each")
+def lay_out(prompts: Sequence[list[int]], answers: Sequence[list[int]], setting: Setting) -> Rows:
+    """Prompts and answers in one padded row each, or packed into one row where the config asks for that.
 
-
-def join(prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, device: torch.device) -> Rows:
-    """Rows with their masks, made from lengths. Raises ValueError for an empty batch or an empty prompt."""
-    check_prompts(prompts)
-    begin = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]
-    end = begin + torch.tensor([len(answer) for answer in answers], device=device)[:, None]
-    longest = int(end.max())
-    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in whole], device=device)
-    place = torch.arange(longest, device=device)
-    return Rows(ids, place < begin, (place >= begin) & (place < end))
+    Raises ValueError for an empty batch or an empty prompt.
+    """
+    make = pack if setting.config.packed else join
+    return make(prompts, answers, setting.lm.pad_token, setting.lm.device)
 
 
 def embeddings(adapter: nn.Module, rows: Rows, setting: Setting) -> Float[Tensor, "B T D"]:
-    """Input embeddings of the rows: the adapter's for the prompt, original ones elsewhere."""
+    """Input embeddings of the rows: the adapter's for the prompt, original ones elsewhere. The adapter works token by
+    token, so it decodes each distinct token once."""
     original = setting.lm.embed(rows.ids)
-    return torch.where(rows.prompt[..., None], adapter(setting.codebook[rows.ids]).to(original.dtype), original)
-
-
-def before(supervised: Bool[Tensor, "B T"], name: str) -> Bool[Tensor, "B T"]:
-    """The positions that predict the supervised tokens. Raises ValueError where there are none."""
-    if not supervised[:, 1:].any():
-        raise ValueError(f"objective={name!r}: the batch has no supervised token; expected at least one")
-    return torch.cat([supervised[:, 1:], torch.zeros_like(supervised[:, :1])], dim=1)
+    distinct, place = rows.ids[rows.prompt].unique(return_inverse=True)
+    decoded = adapter(setting.codebook[distinct]).to(original.dtype)
+    return original.masked_scatter(rows.prompt[..., None], embedding(place, decoded))
 
 
 def token_ce(
@@ -107,19 +102,20 @@ def token_ce(
 ) -> Term:
     """Mean cross-entropy in nats per supervised token, of the frozen model reading the adapter's prompt. `mask` tells
     what attention may read, where padding stands among the tokens."""
-    logits = setting.lm.logits(embeddings(adapter, rows, setting), before(supervised, name), mask)
-    targets = rows.ids[:, 1:][supervised[:, 1:]]
-    return Term(cross_entropy(logits, targets), len(targets))
+    predicts = rows.before(supervised, name)
+    hidden = setting.lm.hidden(embeddings(adapter, rows, setting), predicts, mask, rows.begins)
+    targets = rows.ids[rows.predicted(supervised)]
+    return Term(fused_loss.mean_cross_entropy(hidden, setting.lm.head, targets), len(targets))
 
 
 def token_kl(adapter: nn.Module, rows: Rows, setting: Setting, name: str) -> Term:
     """Mean KL divergence in nats per answer token, from the frozen model reading the original prompt to the same model
     reading the adapter's: sum of p log(p / q) over the vocabulary."""
-    predicts = before(rows.answer, name)
+    lm, predicts = setting.lm, rows.before(rows.answer, name)
     with torch.no_grad():
-        p = setting.lm.logits(setting.lm.embed(rows.ids), predicts).log_softmax(-1)
-    q = setting.lm.logits(embeddings(adapter, rows, setting), predicts).log_softmax(-1)
-    return Term(kl_div(q, p, reduction="batchmean", log_target=True), len(q))
+        teacher = lm.hidden(lm.embed(rows.ids), predicts, begins=rows.begins)
+    student = lm.hidden(embeddings(adapter, rows, setting), predicts, begins=rows.begins)
+    return Term(fused_loss.mean_kl(student, lm.head, teacher), len(student))
 
 
 def mse(adapter: nn.Module, tokens: Tokens, setting: Setting, name: str) -> Term:
@@ -173,7 +169,7 @@ def option1_reconstruction(adapter: nn.Module, batch: Tokens, setting: Setting) 
 
 def option2_prompt_ce(adapter: nn.Module, batch: Examples, setting: Setting) -> Terms:
     """Fix option 2 as written: the reconstructed prompt alone is read, and its own next tokens are the labels."""
-    rows = join(batch.prompts, [[]] * len(batch.prompts), setting.lm.pad_token, setting.lm.device)
+    rows = lay_out(batch.prompts, [[]] * len(batch.prompts), setting)
     return {"cross_entropy": token_ce(adapter, rows, rows.prompt, setting, "option2_prompt_ce")}
 
 
@@ -184,25 +180,28 @@ def option2_on_policy(adapter: nn.Module, batch: Examples, setting: Setting) -> 
     On-policy distillation with forward KL (Agarwal et al., 2024, GKD).
     """
     check_prompts(batch.prompts)
-    config, lm = setting.config, setting.lm
-    gold = round(config.gold_fraction * len(batch.prompts))
-    answers = list(batch.answers[:gold])
-    if gold < len(batch.prompts):
-        answers += generate_ids(
-            lm,
-            batch.prompts[gold:],
-            lambda ids: adapter(setting.codebook[ids]),
-            config.max_new_tokens,
-            config.temperature,
-        )
-    rows = join(batch.prompts, answers, lm.pad_token, lm.device)
-    return {"kl": token_kl(adapter, rows, setting, "option2_on_policy")}
+    config, count = setting.config, len(batch.prompts)
+    gold = batch.keeps_gold or [place < round(config.gold_fraction * count) for place in range(count)]
+    asked = [prompt for prompt, kept in zip(batch.prompts, gold, strict=True) if not kept]
+    own = iter(generate_own(adapter, asked, setting))
+    answers = [answer if kept else next(own) for answer, kept in zip(batch.answers, gold, strict=True)]
+    return {"kl": token_kl(adapter, lay_out(batch.prompts, answers, setting), setting, "option2_on_policy")}
+
+
+def generate_own(adapter: nn.Module, prompts: Sequence[list[int]], setting: Setting) -> list[list[int]]:
+    """Answers that the frozen model gives to the adapter's prompts, with their end tokens."""
+    if not prompts:
+        return []
+    config = setting.config
+    return generate_ids(
+        setting.lm, prompts, lambda ids: adapter(setting.codebook[ids]), config.max_new_tokens, config.temperature
+    )
 
 
 def option3_teacher_forced(adapter: nn.Module, batch: Examples, setting: Setting) -> Terms:
     """Fix option 3: reconstruction of the prompt tokens + cross-entropy of the answer tokens and the end token."""
     config, lm, name = setting.config, setting.lm, "option3_teacher_forced"
-    rows = join(batch.prompts, batch.answers, lm.pad_token, lm.device)
+    rows = lay_out(batch.prompts, batch.answers, setting)
     error = reconstruction(adapter, prompt_tokens(batch.prompts, lm.device), setting, name)
     ce = token_ce(adapter, rows, rows.answer, setting, name)
     return {
@@ -213,13 +212,13 @@ def option3_teacher_forced(adapter: nn.Module, batch: Examples, setting: Setting
 
 def answer_ce(adapter: nn.Module, batch: Examples, setting: Setting) -> Terms:
     """Control: cross-entropy of the answer tokens and the end token alone."""
-    rows = join(batch.prompts, batch.answers, setting.lm.pad_token, setting.lm.device)
+    rows = lay_out(batch.prompts, batch.answers, setting)
     return {"cross_entropy": token_ce(adapter, rows, rows.answer, setting, "answer_ce")}
 
 
 def distill(adapter: nn.Module, batch: Examples, setting: Setting) -> Terms:
     """Control: on the gold answer, KL to the frozen model reading the original prompt."""
-    rows = join(batch.prompts, batch.answers, setting.lm.pad_token, setting.lm.device)
+    rows = lay_out(batch.prompts, batch.answers, setting)
     return {"kl": token_kl(adapter, rows, setting, "distill")}
 
 

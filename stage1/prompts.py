@@ -31,7 +31,11 @@ class Encoded:
 
     def first(self, n: int) -> "Encoded":
         """The first n examples."""
-        lists = {name: value[:n] for name, value in vars(self).items() if isinstance(value, list)}
+        return self.chosen(range(min(n, len(self))))
+
+    def chosen(self, places: Sequence[int]) -> "Encoded":
+        """Some of the examples."""
+        lists = {name: [value[i] for i in places] for name, value in vars(self).items() if isinstance(value, list)}
         return replace(self, **lists)
 
 

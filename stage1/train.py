@@ -9,8 +9,10 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +21,9 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from stage1 import loss_scale, store
+from stage1 import loss_scale, processes, store
 from stage1.adapter import Adapter
+from stage1.batches import examples_at, split, steps_per_epoch, tokens_at
 from stage1.config import StudyConfig, require
 from stage1.objectives import Examples, Objective, Setting, Terms, Tokens, find, reads_tokens, total
 from stage1.prompts import Encoded
@@ -59,25 +62,44 @@ class Loop:
     update: loss_scale.Update
     uncertainty: loss_scale.Uncertainty
     progress: Progress
+    pass_size: int | None
+    """Examples that a process passes through the language model at a time; None: all that it has."""
 
 
-def steps_per_epoch(config: StudyConfig, examples: int) -> int:
-    return math.ceil(examples / config.batch_size)
+class Found(NamedTuple):
+    """The terms of a batch, detached, and the gradient of each, unweighted."""
 
+    terms: Terms
+    gradients: loss_scale.Vectors
 
-def examples_at(config: StudyConfig, encoded: Encoded, step: int) -> Examples:
-    """The batch of one step: the epoch's examples in an order of their own, the last batch what is left of them."""
-    epoch, place = divmod(step, steps_per_epoch(config, len(encoded)))
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(encoded))
-    chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
-    return Examples([encoded.prompts[i] for i in chosen], [encoded.answers[i] for i in chosen])
+    def joined(self, terms: Terms, gradients: loss_scale.Vectors) -> "Found":
+        """Together with another part of the batch: means over the supervised tokens of both. A first part stays as it
+        is, bit for bit."""
+        if not self.terms:
+            return Found({name: term._replace(value=term.value.detach()) for name, term in terms.items()}, gradients)
+        joined = {name: term.tokens + terms[name].tokens for name, term in self.terms.items()}
+        shares = {name: terms[name].tokens / tokens for name, tokens in joined.items()}
+        values = {name: term.value.lerp(terms[name].value.detach(), shares[name]) for name, term in self.terms.items()}
+        means = {name: term._replace(value=values[name], tokens=joined[name]) for name, term in self.terms.items()}
+        return Found(means, {name: self.gradients[name].lerp(gradients[name], shares[name]) for name in gradients})
 
+    def over_processes(self, counts: bool) -> "Found":
+        """The means over all processes' parts, of which this one `counts` or is a repetition that fills a gap."""
+        if processes.count() == 1:
+            return self
+        tokens = torch.tensor([counts * term.tokens for term in self.terms.values()], device=self.device)
+        everyone = processes.summed(tokens.clone()).tolist()
+        shares = dict(zip(self.terms, (tokens / torch.tensor(everyone, device=self.device)).tolist(), strict=True))
+        values = processes.summed(torch.stack([shares[name] * term.value for name, term in self.terms.items()]))
+        terms = {
+            name: term._replace(value=value, tokens=number)
+            for (name, term), value, number in zip(self.terms.items(), values, everyone, strict=True)
+        }
+        return Found(terms, {name: processes.summed(shares[name] * g) for name, g in self.gradients.items()})
 
-def tokens_at(config: StudyConfig, counts: np.ndarray, tokens: int, step: int, device: torch.device) -> Tokens:
-    """As many prompt tokens as a batch of examples has on average, drawn by their counts in the training prompts."""
-    drawn = np.random.default_rng([config.seed, step]).multinomial(tokens, counts / counts.sum())
-    ids = drawn.nonzero()[0]
-    return Tokens(torch.from_numpy(ids).to(device), torch.from_numpy(drawn[ids]).to(device))
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.gradients.values())).device
 
 
 def check_terms(terms: dict[str, float], curve: list[dict], step: int) -> None:
@@ -91,41 +113,78 @@ def check_terms(terms: dict[str, float], curve: list[dict], step: int) -> None:
             )
 
 
-def backward(loop: Loop, terms: Terms) -> tuple[Terms, loss_scale.Vectors]:
-    """Give the parameters their gradients. Returns the terms as they were weighed, and the gradient of each where the
-    config asks for several terms to be read or balanced by it."""
-    rule, parameters = loop.setting.config.balancing, list(loop.adapter.parameters())
-    if len(terms) == 1 or not (loop.setting.config.gradients_every or rule == "equal_gradient_norms"):
-        terms = loop.uncertainty(terms) if len(terms) > 1 and rule == "uncertainty" else terms
-        loop.accelerator.backward(total(terms))
-        return terms, {}
-    gradients = loss_scale.term_gradients(terms, parameters)
-    if rule == "equal_gradient_norms":
-        terms = loss_scale.equal_norms(terms, gradients)
-    elif rule == "uncertainty":
-        fixed = {name: term._replace(value=term.value.detach()) for name, term in terms.items()}
-        total(loop.uncertainty(fixed)).backward()  # the log variances have a gradient of their own
-        terms = loop.uncertainty(terms)
-    loss_scale.put(sum(loss_scale.number(terms[name].weight) * gradients[name] for name in gradients), parameters)
-    return terms, gradients
+def over_passes(loop: Loop, batch: Examples | Tokens) -> Found:
+    """The terms and their gradients over the batch, from as many passes as `loop.pass_size` asks for."""
+    parts = split(batch, math.ceil(len(batch) / loop.pass_size) if loop.pass_size else 1)
+    found = Found({}, {})
+    for part in parts:
+        terms = loop.objective(loop.adapter, part, loop.setting)
+        gradients = loss_scale.term_gradients(terms, list(loop.adapter.parameters()), keep_graph=False)
+        found = found.joined(terms, gradients)
+    return found
+
+
+def measure(loop: Loop, batch: Examples | Tokens) -> Found:
+    """The terms and their gradients over the batch of all processes, each reading its own part of it. Where memory runs
+    out the part is read again in passes of half the size: the means are those of the whole batch all the same.
+
+    Raises TrainingError where a single example does not fit.
+    """
+    config, step, parts = loop.setting.config, loop.progress.step, split(batch, processes.count())
+    mine = parts[processes.rank() % len(parts)]
+    found = None
+    while found is None:
+        torch.manual_seed(config.seed * 1_000_003 + step)  # for sampled answers
+        with suppress(torch.OutOfMemoryError):
+            found = over_passes(loop, mine)
+        if found is None:
+            loop.pass_size = halved(min(loop.pass_size or len(mine), len(mine)), step)
+            torch.cuda.empty_cache()
+    return found.over_processes(counts=processes.rank() < len(parts))
+
+
+def halved(size: int, step: int) -> int:
+    """Half as many examples. Raises TrainingError where there is only one."""
+    if size <= 1:
+        raise TrainingError(
+            f"step {step}: memory runs out with one example at a time; try recomputed=1.0, dtype='bfloat16' or a smaller "
+            "max_prompt_tokens"
+        )
+    tqdm.write(f"step {step}: memory runs out with {size} examples at a time; going on with {math.ceil(size / 2)}")
+    return math.ceil(size / 2)
+
+
+def weigh(loop: Loop, terms: Terms, gradients: loss_scale.Vectors) -> Terms:
+    """The terms with the weights that the config's balancing rule gives them."""
+    rule = loop.setting.config.balancing
+    if len(terms) > 1 and rule == "equal_gradient_norms":
+        return loss_scale.equal_norms(terms, gradients)
+    if len(terms) > 1 and rule == "uncertainty":
+        total(loop.uncertainty(terms)).backward()  # the log variances have a gradient of their own
+        return loop.uncertainty(terms)
+    return terms
 
 
 def take_step(loop: Loop, batch: Examples | Tokens) -> dict:
     """One optimizer step; returns its row of the curve. Raises TrainingError before a bad gradient is applied."""
     config, step = loop.setting.config, loop.progress.step
     loop.optimizer.zero_grad()
-    terms, gradients = backward(loop, loop.objective(loop.adapter, batch, loop.setting))
+    terms, gradients = measure(loop, batch)
+    terms = weigh(loop, terms, gradients)
+    pull = {name: loss_scale.number(terms[name].weight) * gradient for name, gradient in gradients.items()}
+    loss_scale.put(sum(pull.values()), list(loop.adapter.parameters()))
     norm = loop.accelerator.clip_grad_norm_(loop.adapter.parameters(), config.max_grad_norm)
     measured = torch.stack([*(term.value.detach() for term in terms.values()), norm.detach()]).tolist()  # one transfer
     values = dict(zip([*terms, "gradient_norm"], measured, strict=True))
     check_terms(values, loop.progress.curve, step)
     rate = loop.schedule.get_last_lr()[0]
-    due = gradients and config.gradients_every and step % config.gradients_every == 0
+    several = len(gradients) > 1 and (config.gradients_every or config.balancing == "equal_gradient_norms")
+    due = several and config.gradients_every and step % config.gradients_every == 0
     at_embeddings = loss_scale.embedding_gradients(loop.objective, loop.adapter, batch, loop.setting) if due else {}
     loop.optimizer.step()
     loop.schedule.step()
     clip = min(1.0, config.max_grad_norm / max(values["gradient_norm"], 1.0e-12))
-    applied = {name: clip * loss_scale.number(terms[name].weight) * gradient for name, gradient in gradients.items()}
+    applied = {name: clip * part for name, part in pull.items()} if several else {}
     loop.update.follow(applied)
     if due:
         rows = loss_scale.readings(terms, gradients, at_embeddings, applied, loop.update)
@@ -153,7 +212,8 @@ def set_up(adapter: Adapter, setting: Setting, steps: int, checkpoint: Path | No
     parts = {"adapter": adapter, "optimizer": optimizer, "schedule": schedule, "uncertainty": uncertainty}
     progress = resume(checkpoint, parts | {"update": update}, config)
     prepared = accelerator.prepare(adapter, optimizer)  # the adapter only, never the frozen model
-    return Loop(setting, find(config.objective), *prepared, schedule, accelerator, update, uncertainty, progress)
+    parts = (*prepared, schedule, accelerator, update, uncertainty, progress)
+    return Loop(setting, find(config.objective), *parts, config.micro_batch_size)
 
 
 def train(
@@ -185,7 +245,6 @@ def train(
         if reads_tokens(loop.objective):
             tokens = round(len(examples.prompts) * counts.sum() / len(encoded))
             batch = tokens_at(config, counts, tokens, step, device)
-        torch.manual_seed(config.seed * 1_000_003 + step)  # for sampled answers
         taken = take_step(loop, batch)
         taken |= {"examples": len(examples.prompts), "seconds": time.perf_counter() - begin}
         progress.curve.append(taken)

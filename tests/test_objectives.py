@@ -83,15 +83,15 @@ def assert_same(adapter, loss, expected):
 @pytest.fixture
 def spied(monkeypatch):
     """The positions that the output head was asked for, call by call, one string per row: `x` asked, `.` not."""
-    calls, logits = [], FrozenLM.logits
+    calls, hidden = [], FrozenLM.hidden
 
-    def spy(self, embeddings, where, mask=None):
+    def spy(self, embeddings, where, mask=None, begins=None):
         rows = ["".join(".x"[asked] for asked in row) for row in where.tolist()]
         real = None if mask is None else ["".join(".x"[real] for real in row) for row in mask.tolist()]
         calls.append(SimpleNamespace(where=rows, mask=real, embeddings=embeddings.detach()))
-        return logits(self, embeddings, where, mask)
+        return hidden(self, embeddings, where, mask, begins)
 
-    monkeypatch.setattr(FrozenLM, "logits", spy)
+    monkeypatch.setattr(FrozenLM, "hidden", spy)
     return calls
 
 

@@ -1,0 +1,85 @@
+"""Several processes that train one adapter together: who reads what, and how results come together again.
+
+Processes are started by `torch.distributed.run`, one a GPU (or a share of the CPU), and talk through `accelerate`. A
+process that was started alone is the only one, and nothing here costs it anything.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+from torch import Tensor
+
+from stage1.config import StudyConfig
+
+
+def count() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Of this process, from 0; the first one writes what all of them found."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def device_index() -> int:
+    """Of this process's GPU among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def join(cpu: bool) -> None:
+    """Meet the other processes, if there are any."""
+    if count() > 1:
+        PartialState(cpu=cpu)
+
+
+def wait() -> None:
+    """Until every process has come here."""
+    if count() > 1:
+        PartialState().wait_for_everyone()
+
+
+def share(ordered: Sequence[int]) -> list[int]:
+    """This process's part of some places, every `count()`-th of them: no two processes share one."""
+    return list(ordered[rank() :: count()])
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all processes."""
+    return reduce(tensor, "sum") if count() > 1 else tensor
+
+
+def together(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all processes, in the order of the index."""
+    return pd.concat(gather_object([table])).sort_index() if count() > 1 else table
+
+
+def start(config: StudyConfig) -> None:
+    """Train and test the config's adapter in `config.processes` processes; returns when its record is written.
+
+    Raises ValueError where a GPU for each is wanted and there are fewer, and CalledProcessError where one failed; what
+    they said is on standard output.
+    """
+    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    if gpus and config.processes > gpus:
+        raise ValueError(f"processes={config.processes}: expected at most {gpus}, the GPUs that are visible")
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
+    command = [sys.executable, "-m", *launcher, "-m", "stage1.study", json.dumps(config.to_dict())]
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    with subprocess.Popen(
+        command, env=os.environ | threads, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+        except BaseException:  # an interrupted notebook leaves nobody training
+            process.terminate()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
