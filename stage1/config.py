@@ -18,7 +18,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 AT_LEAST_ONE = (
     "seeds", "test_examples", "compressed_width", "epochs", "batch_size", "eval_batch_size", "max_prompt_tokens",
-    "max_answer_tokens", "max_new_tokens",
+    "max_answer_tokens", "max_new_tokens", "processes",
 )  # fmt: skip
 CRITERIA = ("baseline_f1", "target_f1", "script_f1", "failure_f1")
 """Thresholds of F1 in percent, none above the one before it."""
@@ -78,6 +78,10 @@ class StudyConfig:
 
     device: typing.Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""
+
+    processes: int = 1
+    """Processes that train one adapter together, each on a GPU (or CPU share) of its own, started by
+    torch.distributed.run."""
 
     # compression
     compressed_width: int = 24
