@@ -4,21 +4,26 @@
 # notebook is what one wants to look at. Records and HTML pages are outputs, so an interrupted step is redone whole;
 # checkpoints and adapters are not declared, so an interrupted training resumes.
 # One thread per job: two jobs side by side finish sooner than one after the other with two threads each.
+# Jobs ask for the GPUs they use where there are any. `--resources gpu=N` says how many there are, and Snakemake lowers
+# what a job asks for to that: with 0, nothing waits. On Slurm it goes to sbatch as it is.
 
 from snakemake.exceptions import WorkflowError
 
+from stage1 import gpus
 from stage1.config import load_preset
 from stage1.objectives import OBJECTIVES
 
 PRESET = config.get("preset", "quick")
+GIVEN = {name: config[name] for name in ("seeds", "processes") if name in config}
 try:
-    SEEDS = range(int(config.get("seeds", load_preset(PRESET).seeds)))
+    STUDY = load_preset(PRESET).replace(**GIVEN)
 except (ValueError, TypeError) as error:
     raise WorkflowError(error)
 FEWER = f" -p seeds {config['seeds']}" if "seeds" in config else ""  # for notebooks that read all adapters
+TOGETHER = f" -p processes {config['processes']}" if "processes" in config else ""  # for the one that trains them
 RUN, REPORT = f"runs/{PRESET}", f"reports/{PRESET}"
 ADAPTER = RUN + "/adapters/{objective}-seed{seed}"
-ALL = {"objective": list(OBJECTIVES), "seed": list(SEEDS)}
+ALL = {"objective": list(OBJECTIVES), "seed": list(range(STUDY.seeds))}
 READING = ("almanac", "grammar", "data", "prompts", "language_model", "compress", "generation", "scoring", "plots")
 TRAINING = ("adapter", "objectives", "evaluate", "loss_scale", "train", "study")
 REPORTING = ("comparison", "results", "evidence", "report_plots")
@@ -34,9 +39,13 @@ GPU_RECORDS = [
 
 def inputs(*modules):
     """What every step depends on besides its notebook; editing any of it runs the step again."""
-    names = ("config", "store", "notebooks", "pages", "formulas", *modules)
+    names = ("config", "store", "gpus", "notebooks", "pages", "formulas", *modules)
     assets = ("almanac.yaml", "almanac-lm/model.safetensors", "page/index.html.j2", "page/style.css")
     return [f"configs/{PRESET}.yaml", *(f"stage1/assets/{a}" for a in assets), *(f"stage1/{n}.py" for n in names)]
+
+
+localrules:
+    index,
 
 
 rule all:
@@ -55,6 +64,8 @@ rule data_and_pca:
     log:
         f"{RUN}/notebooks/01_data_and_pca.ipynb",
     priority: 2  # the longest jobs first
+    resources:
+        gpu=gpus.needed("01_data_and_pca", STUDY),
     shell:
         "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}"
 
@@ -72,9 +83,12 @@ rule train_adapter:
     log:
         RUN + "/notebooks/02_train_adapter-{objective}-seed{seed}.ipynb",
     priority: 1
+    threads: STUDY.processes
+    resources:
+        gpu=gpus.needed("02_train_adapter", STUDY),
     shell:
         "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}"
-        " -p objective {wildcards.objective} -p seed {wildcards.seed}"
+        " -p objective {wildcards.objective} -p seed {wildcards.seed}{TOGETHER}"
 
 
 rule generation_eval:
@@ -89,6 +103,8 @@ rule generation_eval:
     log:
         f"{RUN}/notebooks/03_generation_eval.ipynb",
     threads: 2
+    resources:
+        gpu=gpus.needed("03_generation_eval", STUDY),
     shell:
         "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}{FEWER}"
 
@@ -104,6 +120,8 @@ rule loss_magnitude:
         page=f"{REPORT}/04_loss_magnitude.html",
     log:
         f"{RUN}/notebooks/04_loss_magnitude.ipynb",
+    resources:
+        gpu=gpus.needed("04_loss_magnitude", STUDY),
     shell:
         "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}{FEWER}"
 

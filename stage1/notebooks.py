@@ -4,7 +4,7 @@
 
 The executed notebook goes to `runs/<preset>/notebooks/` under the page's name, cell by cell, so a failed run can be
 looked at; the HTML page appears whole, at the end. A lock per step keeps a second run waiting, also for a run whose
-parent was killed.
+parent was killed; locks on GPUs keep jobs of one machine apart.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import papermill
 import yaml
 from filelock import FileLock, Timeout
 
-from stage1 import pages, store
+from stage1 import gpus, pages, store
+from stage1.config import load_preset
 
 
 class MagicError(RuntimeError):
@@ -31,12 +32,19 @@ def check_magics(executed: Path) -> None:
                 raise MagicError(f"{executed}: {output['text'].strip()}")
 
 
-def execute(notebook: Path, executed: Path, parameters: dict) -> None:
-    """Execute the notebook with the parameters.
+def gpus_needed(notebook: Path, parameters: dict) -> int:
+    """GPUs that the notebook asks for with these parameters; all the others are the notebook's own to check."""
+    given = {name: parameters[name] for name in ("device", "processes") if parameters.get(name) is not None}
+    return gpus.needed(notebook.stem, load_preset(parameters.get("preset", "quick")).replace(**given))
 
-    Raises papermill's PapermillExecutionError where a cell fails, nbclient's DeadKernelError where the kernel dies, and
-    MagicError.
+
+def execute(notebook: Path, executed: Path, parameters: dict) -> None:
+    """Execute the notebook with the parameters, on GPUs of its own where there are any.
+
+    Raises ValueError or TypeError for a preset, device or number of processes that cannot be, papermill's
+    PapermillExecutionError where a cell fails, nbclient's DeadKernelError where the kernel dies, and MagicError.
     """
+    count = gpus_needed(notebook, parameters)
     executed.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(executed.with_suffix(".lock"))
     try:
@@ -45,7 +53,8 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
         print(f"{executed}: another run of this step is still going; waiting for it to end", file=sys.stderr)
         lock.acquire()
     try:
-        papermill.execute_notebook(notebook, executed, parameters, kernel_name="python3", progress_bar=False)
+        with gpus.claim(count):
+            papermill.execute_notebook(notebook, executed, parameters, kernel_name="python3", progress_bar=False)
     finally:
         lock.release()
     check_magics(executed)

@@ -1,12 +1,14 @@
 """The project's own promises: pins agree, the package imports where it only trains, the DAG resumes after a kill."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +25,8 @@ from stage1.objectives import OBJECTIVES
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
-SNAKEMAKE = ["--cores", "1", "--nolock", "--rerun-incomplete", "--config", "preset=smoke"]
+SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+SMOKE = [*SNAKEMAKE, "--cores", "1", "--nolock", "--rerun-incomplete", "--config", "preset=smoke"]
 RECORD = "runs/smoke/01_data_and_pca.json"
 PAGE = "reports/smoke/01_data_and_pca.html"
 
@@ -60,17 +63,15 @@ def checkout(tmp_path_factory) -> Path:
     return copy
 
 
-def start(checkout: Path, *options: str) -> subprocess.Popen:
+def start(checkout: Path, *options: str, command: Sequence[str] = SMOKE) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name != "STAGE1_RUNS"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    command = [sys.executable, "-m", "snakemake", *SNAKEMAKE, *options]
-    return subprocess.Popen(
-        command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, *options], cwd=checkout, env=environment, **streams)
 
 
-def finish(checkout: Path, *options: str) -> str:
-    process = start(checkout, *options)
+def finish(checkout: Path, *options: str, command: Sequence[str] = SMOKE) -> str:
+    process = start(checkout, *options, command=command)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -116,6 +117,70 @@ def test_the_report_trains_every_objective_with_every_seed(checkout):
         assert f"runs/smoke/adapters/{name}-seed0/record.json" in plan
     for page in ("index", "03_generation_eval", "04_loss_magnitude", "05_report"):
         assert f"reports/smoke/{page}.html" in plan
+
+
+def asked_for(plan: str, resource: str) -> dict[str, set[str]]:
+    """What the jobs of each rule in a dry run's output ask for of a resource."""
+    jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", plan, re.MULTILINE)
+    asked = {}
+    for rule, resources in jobs:
+        asked.setdefault(rule, set()).update(re.findall(rf"\b{resource}=(\w+)", resources))
+    return asked
+
+
+TRAINING = "notebooks/02_train_adapter.ipynb"
+NEEDS_GPU = ("data_and_pca", "train_adapter", "generation_eval", "loss_magnitude")
+
+
+def test_the_slurm_profile_asks_for_a_gpu_memory_and_time_per_job(checkout):
+    command = [*SNAKEMAKE, "--profile", "profiles/slurm", "--dry-run", "--forceall", "--config", "preset=smoke"]
+    plan = finish(checkout, command=command)
+    gpu, memory, minutes = (asked_for(plan, resource) for resource in ("gpu", "mem_mb", "runtime"))
+    assert gpu == {rule: {"1"} for rule in NEEDS_GPU} | {"report": set(), "index": set(), "all": set()}
+    assert {rule: memory[rule] for rule in NEEDS_GPU} == {rule: {"32000"} for rule in NEEDS_GPU}
+    assert memory["report"] == {"8000"} and minutes["train_adapter"] == {"240"}
+    together = finish(checkout, "processes=2", "--cores", "8", command=command)  # a dry run plans one core otherwise
+    assert asked_for(together, "gpu")["train_adapter"] == {"2"}
+    assert asked_for(together, "gpu")["generation_eval"] == {"1"}
+    assert asked_for(together, "mem_mb")["train_adapter"] == {"64000"}
+
+
+@pytest.mark.parametrize("there, asked", [(0, "0"), (4, "2")])
+def test_jobs_ask_for_no_more_gpus_than_one_machine_has(checkout, there, asked):
+    plan = finish(checkout, "processes=2", "--resources", f"gpu={there}", "--dry-run")
+    assert asked_for(plan, "gpu")["train_adapter"] == {asked}
+
+
+def test_a_preset_on_the_cpu_asks_for_no_gpu(checkout):
+    (checkout / "configs/on_cpu.yaml").write_text("device: cpu\nprocesses: 2\n")
+    plan = finish(checkout, "preset=on_cpu", "--dry-run")
+    assert {rule: asked_for(plan, "gpu")[rule] for rule in NEEDS_GPU} == {rule: {"0"} for rule in NEEDS_GPU}
+
+
+def test_only_the_training_is_told_of_processes(checkout):
+    plan = finish(checkout, "processes=2", "--dry-run", "--printshellcmds")
+    assert set(re.findall(r"-m stage1.notebooks (\S+) .* -p processes 2$", plan, re.MULTILINE)) == {TRAINING}
+    assert plan.count("-p processes") == len(OBJECTIVES)
+    assert "-p processes" not in finish(checkout, "--dry-run", "--printshellcmds")
+
+
+@pytest.mark.parametrize("given", ["processes=0", "seeds=0"])
+def test_a_study_that_cannot_be_stops_the_report(checkout, given):
+    process = start(checkout, given)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and f"{given}: expected one or more" in output
+
+
+def test_make_hands_out_the_gpus_there_are_or_the_cluster(checkout):
+    """What `make report` would run; its line asks stage1.gpus for their number."""
+    command = ["make", "--dry-run", "--old-file=.venv/made", "report", "PROCESSES=2"]
+    here = finish(checkout, command=command)
+    assert "--resources gpu=$(.venv/bin/python -m stage1.gpus)" in here and "preset=quick processes=2" in here
+    cluster = finish(checkout, "PROFILE=profiles/slurm", command=command)
+    assert "--profile profiles/slurm" in cluster and "--cores" not in cluster
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+    count = [sys.executable, "-m", "stage1.gpus"]
+    assert subprocess.run(count, cwd=ROOT, env=environment, capture_output=True, text=True).stdout == "0\n"
 
 
 def test_an_unknown_preset_stops_the_report_with_its_name(checkout):

@@ -95,7 +95,9 @@ def test_the_adapters_of_a_study_share_its_folder(changed):
 
 
 @pytest.mark.parametrize("changed", [{}, {"epochs": 7}])
-@pytest.mark.parametrize("change", [{"objective": "distill"}, {"seed": 4}, {"seeds": 9}, {"checkpoint_every": 0}])
+@pytest.mark.parametrize(
+    "change", [{"objective": "distill"}, {"seed": 4}, {"seeds": 9}, {"processes": 2}, {"checkpoint_every": 0}]
+)
 def test_what_changes_no_result_of_the_study_is_not_in_its_name(changed, change):
     study = load_preset("smoke").replace(**changed)
     ((field, value),) = change.items()
