@@ -99,7 +99,7 @@ def cut(prompts: Sequence[list[int]], places: Sequence[int]) -> Split:
 
 
 def shared_lengths(prompts: Sequence[list[int]]) -> list[int]:
-    """How many tokens of each prompt are read with others that begin alike: never all of one, and 0 where it is alone."""
+    """Tokens that each prompt has in common with those that begin alike: never all of one, and 0 where it is alone."""
     lengths = [0] * len(prompts)
     for group in alike(prompts):
         if len(group) > 1:
