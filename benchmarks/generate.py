@@ -91,17 +91,17 @@ def clock(lm: FrozenLM) -> float:
     return time.perf_counter()
 
 
-def answer(lm: FrozenLM, path: Way, prompts: dict[int, list[int]]) -> tuple[Rows, dict]:
+def answer(lm: FrozenLM, way: Way, prompts: dict[int, list[int]]) -> tuple[Rows, dict]:
     """Rows by question, and the seconds they took with the peak memory; no rows where the memory does not suffice."""
     places, asked = list(prompts), list(prompts.values())
     rows: Rows = {}
     try:
-        path.decode(lm, [asked[i] for i in path.arrange(asked, path.batch)[0]], lm.embed, 2)  # to warm up
+        way.decode(lm, [asked[i] for i in way.arrange(asked, way.batch)[0]], lm.embed, 2)  # to warm up
         if lm.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         begin = clock(lm)
-        for indices in path.arrange(asked, path.batch):
-            new = path.decode(lm, [asked[i] for i in indices], lm.embed, NEW_TOKENS)
+        for indices in way.arrange(asked, way.batch):
+            new = way.decode(lm, [asked[i] for i in indices], lm.embed, NEW_TOKENS)
             rows |= zip((places[i] for i in indices), new, strict=True)
         seconds = clock(lm) - begin
     except torch.OutOfMemoryError:

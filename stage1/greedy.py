@@ -203,7 +203,7 @@ def reads_in_parts(lm: FrozenLM) -> bool:
 def follow(rows: Rows, logits: Float[Tensor, "B V"], max_new_tokens: int) -> Int[Tensor, "B T"]:
     """The likeliest tokens from these logits on, until all rows ended; what stands after an end token means nothing."""
     lm, going = rows.lm, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-    ends = torch.tensor(lm.end_tokens, device=logits.device)
+    ends = torch.tensor(lm.end_tokens, dtype=torch.long, device=logits.device)
     new = torch.full((len(logits), max_new_tokens), lm.pad_token, device=logits.device)
     places = torch.arange(len(logits), device=logits.device)
     for step in range(max_new_tokens):
