@@ -1,18 +1,15 @@
 """Greedy (or sampled) answers from token ids or from input embeddings, in batches that change no answer."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from stage1.greedy import Embed, by_prefix, first_end, greedy_ids, left_pad, reads_in_parts
 from stage1.language_model import FrozenLM
-
-Embed = Callable[[Int[Tensor, "B T"]], Float[Tensor, "B T D"]]
 
 
 class Answer(NamedTuple):
@@ -21,14 +18,6 @@ class Answer(NamedTuple):
     text: str
     ids: list[int]
     ended: bool
-
-
-def left_pad(prompts: Sequence[list[int]], pad: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Prompts as one batch that ends flush right, and the mask of real tokens, made from lengths and never from ids."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    return ids, torch.arange(longest) >= (longest - lengths)[:, None]
 
 
 def by_length(prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
@@ -57,11 +46,6 @@ def generate_ids(
     return [row[: first_end(lm, row) + 1] for row in new.tolist()]
 
 
-def first_end(lm: FrozenLM, row: list[int]) -> int:
-    """Place of the first end token; the row's length where there is none."""
-    return next((place for place, token in enumerate(row) if token in lm.end_tokens), len(row))
-
-
 def read_answer(lm: FrozenLM, row: list[int]) -> Answer:
     """The tokens before the first end token, as text."""
     stop = first_end(lm, row)
@@ -78,10 +62,12 @@ def generate(
 ) -> list[Answer]:
     """Greedy answers to all prompts, in the order given. Batches are of similar length; padding moves no position.
 
-    A description shows progress over the batches under that name.
+    `embed` works token by token: a beginning that prompts share is read once, where the model allows it. A description
+    shows progress over the batches under that name.
     """
+    decode = greedy_ids if reads_in_parts(lm) else generate_ids
     rows: dict[int, list[int]] = {}
-    batches = by_length(prompts, batch_size)
+    batches = by_prefix(prompts, batch_size)
     for batch in tqdm(batches, desc=description, file=sys.stdout, disable=not description):
-        rows |= zip(batch, generate_ids(lm, [prompts[i] for i in batch], embed, max_new_tokens), strict=True)
+        rows |= zip(batch, decode(lm, [prompts[i] for i in batch], embed, max_new_tokens), strict=True)
     return [read_answer(lm, rows[i]) for i in range(len(prompts))]
