@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float64, Int64
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
@@ -73,11 +75,23 @@ def examples_at(config: StudyConfig, encoded: Encoded, step: int) -> Examples:
     return Examples([encoded.prompts[i] for i in chosen], [encoded.answers[i] for i in chosen])
 
 
-def tokens_at(config: StudyConfig, counts: np.ndarray, tokens: int, step: int, device: torch.device) -> Tokens:
+class Occurring(NamedTuple):
+    """The tokens that occur in the training prompts: a draw from a large vocabulary costs what these cost."""
+
+    ids: Int64[np.ndarray, " N"]
+    shares: Float64[np.ndarray, " N"]
+
+
+def occurring(counts: Int64[np.ndarray, " V"]) -> Occurring:
+    ids = counts.nonzero()[0]
+    return Occurring(ids, counts[ids] / counts.sum())
+
+
+def tokens_at(config: StudyConfig, known: Occurring, tokens: int, step: int, device: torch.device) -> Tokens:
     """As many prompt tokens as a batch of examples has on average, drawn by their counts in the training prompts."""
-    drawn = np.random.default_rng([config.seed, step]).multinomial(tokens, counts / counts.sum())
-    ids = drawn.nonzero()[0]
-    return Tokens(torch.from_numpy(ids).to(device), torch.from_numpy(drawn[ids]).to(device))
+    drawn = np.random.default_rng([config.seed, step]).multinomial(tokens, known.shares)
+    places = drawn.nonzero()[0]
+    return Tokens(torch.from_numpy(known.ids[places]).to(device), torch.from_numpy(drawn[places]).to(device))
 
 
 def check_terms(terms: dict[str, float], curve: list[dict], step: int) -> None:
@@ -174,7 +188,7 @@ def train(
     config, device = setting.config, setting.lm.device
     require(len(encoded) > 0, "train_examples", len(encoded), "at least one whose answer is not cut")
     steps = config.epochs * steps_per_epoch(config, len(encoded))
-    loop = set_up(adapter, setting, steps, checkpoint)
+    loop, known = set_up(adapter, setting, steps, checkpoint), occurring(counts)
     progress = loop.progress
     if not progress.selection:
         progress.selection.append({"step": 0} | watch(adapter))
@@ -184,7 +198,7 @@ def train(
         batch = examples = examples_at(config, encoded, step)
         if reads_tokens(loop.objective):
             tokens = round(len(examples.prompts) * counts.sum() / len(encoded))
-            batch = tokens_at(config, counts, tokens, step, device)
+            batch = tokens_at(config, known, tokens, step, device)
         torch.manual_seed(config.seed * 1_000_003 + step)  # for sampled answers
         taken = take_step(loop, batch)
         taken |= {"examples": len(examples.prompts), "seconds": time.perf_counter() - begin}
