@@ -17,10 +17,11 @@ import torch
 
 from stage1 import adapter as adapters
 from stage1 import store, study
+from stage1.batches import examples_at, occurring, steps_per_epoch, tokens_at
 from stage1.config import load_preset
 from stage1.model_card import markdown_table
 from stage1.objectives import OBJECTIVES, Setting, reads_tokens
-from stage1.train import examples_at, set_up, steps_per_epoch, take_step, tokens_at
+from stage1.train import set_up, take_step
 
 RESULTS = Path(__file__).parent / "results" / "objective_cost.csv"
 
@@ -44,7 +45,7 @@ def seconds(prepared: study.Study, loop, step: int) -> float:
     batch = examples_at(config, encoded, step)
     if reads_tokens(loop.objective):
         tokens = round(len(batch.prompts) * counts.sum() / len(encoded))
-        batch = tokens_at(config, counts, tokens, step, loop.setting.lm.device)
+        batch = tokens_at(config, occurring(counts), tokens, step, loop.setting.lm.device)
     loop.progress.curve.append(take_step(loop, batch))  # reads the loss back, so the device has finished
     return time.perf_counter() - begin
 

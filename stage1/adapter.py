@@ -19,7 +19,7 @@ from stage1.compress import Compression
 from stage1.config import StudyConfig, require
 from stage1.language_model import FrozenLM, bit_sums
 
-CHUNK = 8_192  # vectors decoded at a time
+CHUNK = 8_192  # table rows in float32 at a time
 
 
 class Adapter(nn.Module):
@@ -65,20 +65,32 @@ def make(
         if config.initialisation == "pca_inverse":
             adapter.gain.zero_()
         if config.output_scaling == "calibrated":
-            target = table.float()
-            if config.initialisation == "pca_inverse":
-                target = target - compression.expand(compression.compress(target))
-            share = (counts.double() / counts.sum()).to(table.device, torch.float32)
-            mean = share @ target
-            adapter.output_norm.bias.copy_(mean)
-            adapter.output_norm.weight.copy_((share @ (target - mean).square()).sqrt())
+            calibrate(adapter, compression, table, counts)
     return adapter
+
+
+def calibrate(
+    adapter: Adapter, compression: Compression, table: Float[Tensor, "V D"], counts: Int[Tensor, " V"]
+) -> None:
+    def target(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        known = compression.expand(compression.compress(rows)) if adapter.initialisation == "pca_inverse" else 0
+        return rows.float() - known
+
+    share = (counts.double() / counts.sum()).to(table.device, torch.float32)
+    chunks = list(zip(share.split(CHUNK), table.split(CHUNK), strict=True))
+    mean = sum(part @ target(rows) for part, rows in chunks)
+    adapter.output_norm.bias.copy_(mean)
+    adapter.output_norm.weight.copy_(sum(part @ (target(rows) - mean).square() for part, rows in chunks).sqrt())
 
 
 @torch.no_grad()
 def decode(adapter: nn.Module, codebook: Float[Tensor, "V K"]) -> Float[Tensor, "V D"]:
     """The adapter's embedding of every compressed vocabulary entry, in chunks."""
-    return torch.cat([adapter(rows) for rows in codebook.split(CHUNK)])
+    first = adapter(codebook[:1])
+    table = first.new_empty(len(codebook), first.shape[1])  # filled in place: 2 GB at V=128,256, D=4,096
+    for place, rows in zip(table.split(CHUNK), codebook.split(CHUNK), strict=True):
+        place.copy_(adapter(rows))
+    return table
 
 
 def parameter_count(adapter: nn.Module) -> int:

@@ -6,10 +6,11 @@ goes on with the batch it would have read.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from stage1.config import StudyConfig
 from stage1.objectives import Examples, Tokens
@@ -30,13 +31,23 @@ def examples_at(config: StudyConfig, encoded: Encoded, step: int) -> Examples:
     return Examples([encoded.prompts[i] for i in chosen], [encoded.answers[i] for i in chosen], keeps_gold)
 
 
-def tokens_at(
-    config: StudyConfig, counts: Int64[np.ndarray, " V"], tokens: int, step: int, device: torch.device
-) -> Tokens:
+class Occurring(NamedTuple):
+    """The tokens that occur in the training prompts: a draw from a large vocabulary costs what these cost."""
+
+    ids: Int64[np.ndarray, " N"]
+    shares: Float64[np.ndarray, " N"]
+
+
+def occurring(counts: Int64[np.ndarray, " V"]) -> Occurring:
+    ids = counts.nonzero()[0]
+    return Occurring(ids, counts[ids] / counts.sum())
+
+
+def tokens_at(config: StudyConfig, known: Occurring, tokens: int, step: int, device: torch.device) -> Tokens:
     """As many prompt tokens as a batch of examples has on average, drawn by their counts in the training prompts."""
-    drawn = np.random.default_rng([config.seed, step]).multinomial(tokens, counts / counts.sum())
-    ids = drawn.nonzero()[0]
-    return Tokens(torch.from_numpy(ids).to(device), torch.from_numpy(drawn[ids]).to(device))
+    drawn = np.random.default_rng([config.seed, step]).multinomial(tokens, known.shares)
+    places = drawn.nonzero()[0]
+    return Tokens(torch.from_numpy(known.ids[places]).to(device), torch.from_numpy(drawn[places]).to(device))
 
 
 def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stage1.config import require
 
-CHUNK = 8_192  # table rows in float64 at a time
+CHUNK = 8_192  # table rows in float64 at a time: 268 MB of them at D=4,096
 Weighting = Literal["token", "vocabulary"]
 
 
@@ -44,10 +44,13 @@ class Compression:
         return self.variances.cumsum(0) / self.variances.sum()
 
     def compress(self, embeddings: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
-        return (embeddings.to(self.mean.dtype) - self.mean) @ self.components.T
+        """In chunks: a bfloat16 table is never in float32 as a whole."""
+        chunks = embeddings.reshape(-1, embeddings.shape[-1]).split(CHUNK)
+        compressed = torch.cat([(rows.to(self.mean.dtype) - self.mean) @ self.components.T for rows in chunks])
+        return compressed.view(*embeddings.shape[:-1], self.width)
 
     def expand(self, compressed: Float[Tensor, "*B K"]) -> Float[Tensor, "*B D"]:
-        return compressed @ self.components + self.mean
+        return (compressed @ self.components).add_(self.mean)  # in place: a whole table is 2 GB at V=128,256, D=4,096
 
     def narrowed(self, width: int) -> "Compression":
         """The same PCA with its first `width` components. Raises ValueError for a random projection, unordered."""
@@ -70,9 +73,16 @@ def weights(table: Float[Tensor, "V D"], counts: Int[Tensor, " V"] | None, weigh
 def variance(table: Float[Tensor, "V D"], counts: Int[Tensor, " V"]) -> float:
     """The variance per dimension of the embeddings that the counts stand for: what `fvu` divides a squared error by."""
     counts = counts.to(table.device)
-    used = counts.nonzero().squeeze(1)
-    share, x = counts[used].double() / counts.sum(), table[used].double()
-    return (share @ (x - share @ x).square().mean(1)).item()
+    used, share = counts.nonzero().squeeze(1), counts.double() / counts.sum()
+    mean = weighted_sum(table, share, used)
+    return sum(share[rows] @ (table[rows].double() - mean).square().mean(1) for rows in used.split(CHUNK)).item()
+
+
+def weighted_sum(
+    table: Float[Tensor, "V D"], shares: Float64[Tensor, " V"], used: Int64[Tensor, " N"]
+) -> Float64[Tensor, " D"]:
+    """The sum of the used rows, each times its share, in float64."""
+    return sum(shares[rows] @ table[rows].double() for rows in used.split(CHUNK))
 
 
 def moments(
@@ -80,7 +90,7 @@ def moments(
 ) -> tuple[Float64[Tensor, " D"], Float64[Tensor, "D D"]]:
     """Mean and covariance (divided by tokens - 1) of the embeddings that the counts stand for."""
     used, total = counts.nonzero().squeeze(1), counts.sum().double()
-    mean = sum((counts[rows].double() @ table[rows].double() for rows in used.split(CHUNK)), torch.tensor(0.0)) / total
+    mean = weighted_sum(table, counts.double(), used) / total
     covariance = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64, device=table.device)
     for rows in used.split(CHUNK):
         covariance += gram((table[rows].double() - mean) * counts[rows].double().sqrt()[:, None])
@@ -147,11 +157,20 @@ def nearest_codebook(
     """The vocabulary entry nearest to each vector in compressed space; among equals the lowest id.
 
     The codebook is `compress(embedding_table)`. A compressed token is an entry of it, so that without ties lookup gives
-    every token back at any K: the compression loses dimensions, not the identity of the token.
+    every token back at any K: the compression loses dimensions, not the identity of the token. In float64, `chunk`
+    vectors against CHUNK entries at a time.
     """
-    book = codebook.double()
-    # |z - c|^2 / 2 = |z|^2 / 2 - z.c + |c|^2 / 2, and the first term is the same for every entry.
-    offsets = book.square().sum(1) / 2
-    flat = compressed.reshape(-1, compressed.shape[-1]).double()
-    nearest = [(offsets - rows @ book.T).argmin(1) for rows in flat.split(chunk)]
-    return torch.cat(nearest).view(compressed.shape[:-1])
+    flat = compressed.reshape(-1, compressed.shape[-1])
+    return torch.cat([nearest_entry(rows.double(), codebook) for rows in flat.split(chunk)]).view(compressed.shape[:-1])
+
+
+def nearest_entry(rows: Float64[Tensor, "N K"], codebook: Float[Tensor, "V K"]) -> Int64[Tensor, " N"]:
+    least = rows.new_full((len(rows),), torch.inf)
+    nearest = torch.zeros_like(least, dtype=torch.int64)
+    for place, entries in enumerate(codebook.split(CHUNK)):
+        book = entries.double()
+        # |z - c|^2 / 2 = |z|^2 / 2 - z.c + |c|^2 / 2, and the first term is the same for every entry.
+        distance, entry = (book.square().sum(1) / 2 - rows @ book.T).min(1)
+        nearest = torch.where(distance < least, entry + place * CHUNK, nearest)  # among equals the one before
+        least = torch.minimum(distance, least)
+    return nearest

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, embedding
 
 from stage1 import processes
-from stage1.compress import Compression, nearest_codebook, variance
+from stage1.compress import CHUNK, Compression, nearest_codebook, variance
 from stage1.config import StudyConfig
 from stage1.generation import Answer, by_length, generate
 from stage1.language_model import FrozenLM
@@ -144,13 +144,17 @@ def reconstruction(table: Float[Tensor, "V D"], rebuilt: Float[Tensor, "V D"], c
     """
     used = torch.from_numpy(counts.nonzero()[0]).to(table.device)
     share = torch.from_numpy(counts / counts.sum()).to(table.device)[used]
-    x, y = table[used].double(), rebuilt[used].double()
-    mse = (share @ (y - x).square().mean(1)).item()
-    nearest = nearest_codebook(rebuilt[used], table)
-    return {
-        "mse": mse,
-        "fvu": mse / variance(table, torch.from_numpy(counts)),
-        "cosine": (share @ cosine_similarity(x, y, dim=1)).item(),
-        "norm_ratio": (share @ (y.norm(dim=1) / x.norm(dim=1))).item(),
-        "nearest_right": (share @ (nearest == used).double()).item(),
-    }
+    measured = torch.cat([row_measures(table, rebuilt, rows) for rows in used.split(CHUNK)], dim=1)
+    mse, cosine, norm_ratio, nearest_right = ((share @ measure).item() for measure in measured)
+    fvu = mse / variance(table, torch.from_numpy(counts))
+    return {"mse": mse, "fvu": fvu, "cosine": cosine, "norm_ratio": norm_ratio, "nearest_right": nearest_right}
+
+
+def row_measures(
+    table: Float[Tensor, "V D"], rebuilt: Float[Tensor, "V D"], rows: Int64[Tensor, " N"]
+) -> Float64[Tensor, "4 N"]:
+    """Squared error per dimension, cosine, norm ratio, and whether the row itself is the nearest entry (0 or 1)."""
+    x, y = table[rows].double(), rebuilt[rows].double()
+    right = (nearest_codebook(y, table) == rows).double()
+    norm_ratio = y.norm(dim=1) / x.norm(dim=1)
+    return torch.stack([(y - x).square().mean(1), cosine_similarity(x, y, dim=1), norm_ratio, right])

@@ -76,7 +76,9 @@ def pack(prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, d
     lengths, tokens = sides.sum(1), int(sides.sum())
     padding = -tokens % BLOCK
     ids = torch.tensor([token for pair in examples for side in pair for token in side] + [pad] * padding)
-    kind = tensor_pad(torch.tensor([0, 1]).repeat(len(examples)).repeat_interleave(sides.flatten()), (0, padding), value=2)
+    kind = tensor_pad(
+        torch.tensor([0, 1]).repeat(len(examples)).repeat_interleave(sides.flatten()), (0, padding), value=2
+    )
     begins = tensor_pad((lengths.cumsum(0) - lengths).repeat_interleave(lengths), (0, padding), value=tokens)
     ids, kind, begins = (tensor[None].to(device) for tensor in (ids, kind, begins))
     return Rows(ids, kind == 0, kind == 1, begins)
@@ -99,5 +101,9 @@ def block_mask(begins: Int[Tensor, "1 T"]) -> BlockMask:
         return (key <= query) & (key >= begins[0, query])
 
     return BlockMask.from_kv_blocks(
-        (tile - first + 1)[None, None], needed[None, None], BLOCK_SIZE=BLOCK, mask_mod=reads, seq_lengths=(length, length)
+        (tile - first + 1)[None, None],
+        needed[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=reads,
+        seq_lengths=(length, length),
     )

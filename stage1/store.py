@@ -4,9 +4,12 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 
@@ -137,6 +140,21 @@ def provenance() -> dict:
         "versions": versions,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " cpu",
     }
+
+
+def traced(table: pd.DataFrame) -> pd.DataFrame:
+    """A benchmark's results with the machine, the versions, the date and the command that gave them beside."""
+    made, program = provenance(), Path(sys.argv[0]).resolve()
+    program = program.relative_to(ROOT) if program.is_relative_to(ROOT) else program.name
+    versions = {"python": made["python"]} | {
+        name: made["versions"][name] for name in ("torch", "transformers", "numpy")
+    }
+    return table.assign(
+        machine=f"{made['device']}, {os.cpu_count()} cores",
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+        date=date.today().isoformat(),
+        command=shlex.join(["python", str(program), *sys.argv[1:]]),
+    )
 
 
 def git(*arguments: str) -> str:

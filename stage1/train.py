@@ -23,7 +23,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from stage1 import loss_scale, processes, store
 from stage1.adapter import Adapter
-from stage1.batches import examples_at, split, steps_per_epoch, tokens_at
+from stage1.batches import examples_at, occurring, split, steps_per_epoch, tokens_at
 from stage1.config import StudyConfig, require
 from stage1.objectives import Examples, Objective, Setting, Terms, Tokens, find, reads_tokens, total
 from stage1.prompts import Encoded
@@ -234,7 +234,7 @@ def train(
     config, device = setting.config, setting.lm.device
     require(len(encoded) > 0, "train_examples", len(encoded), "at least one whose answer is not cut")
     steps = config.epochs * steps_per_epoch(config, len(encoded))
-    loop = set_up(adapter, setting, steps, checkpoint)
+    loop, known = set_up(adapter, setting, steps, checkpoint), occurring(counts)
     progress = loop.progress
     if not progress.selection:
         progress.selection.append({"step": 0} | watch(adapter))
@@ -244,7 +244,7 @@ def train(
         batch = examples = examples_at(config, encoded, step)
         if reads_tokens(loop.objective):
             tokens = round(len(examples.prompts) * counts.sum() / len(encoded))
-            batch = tokens_at(config, counts, tokens, step, device)
+            batch = tokens_at(config, known, tokens, step, device)
         taken = take_step(loop, batch)
         taken |= {"examples": len(examples.prompts), "seconds": time.perf_counter() - begin}
         progress.curve.append(taken)

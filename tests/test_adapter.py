@@ -182,6 +182,15 @@ def test_a_calibrated_pca_inverse_holds_the_statistics_of_what_the_linear_invers
     assert (deviation < moments(lm.embedding_table)[1]).all()
 
 
+@pytest.mark.parametrize("start", ["random", "pca_inverse"])
+def test_calibrating_by_chunks_is_calibrating_at_once(tiny_lm, monkeypatch, start):
+    whole, _ = made(tiny_lm, initialisation=start, output_scaling="calibrated")
+    monkeypatch.setattr(adapters, "CHUNK", 1_000)
+    parts, _ = made(tiny_lm, initialisation=start, output_scaling="calibrated")
+    torch.testing.assert_close(parts.output_norm.bias, whole.output_norm.bias, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(parts.output_norm.weight, whole.output_norm.weight, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_calibrated_random_adapter_starts_near_the_statistics_of_the_embeddings(lm, seed):
     """The norm divides by each token's own statistics, so that a dimension's mean is met within its spread, and only

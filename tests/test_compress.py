@@ -120,6 +120,55 @@ def test_the_variance_is_numpys_over_every_token_on_average_over_the_dimensions(
     assert variance(table, counts * 3) == pytest.approx(variance(table, counts), rel=1e-9)
 
 
+@given(seed=st.integers(0, 1_000), chunk=st.integers(1, V))
+def test_the_variance_by_chunks_is_that_of_the_whole(seed, chunk):
+    table, counts = table_and_counts(seed)
+    used = counts > 0
+    share, x = counts[used].double() / counts.sum(), table[used].double()
+    whole = float(share @ (x - share @ x).square().mean(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stage1.compress.CHUNK", chunk)
+        assert variance(table, counts) == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_large_mean_costs_the_variance_no_digits(monkeypatch):
+    monkeypatch.setattr("stage1.compress.CHUNK", 7)
+    table, counts = table_and_counts()
+    far = table.double() + 1_000
+    assert variance(far, counts) == pytest.approx(variance(table, counts), rel=1e-9)
+
+
+def test_a_bfloat16_table_is_read_as_the_numbers_it_holds():
+    table, counts = table_and_counts()
+    table = table.bfloat16()
+    half, single = fit_pca(table, counts, 4), fit_pca(table.float(), counts, 4)
+    assert torch.equal(half.variances, single.variances) and torch.equal(half.components, single.components)
+    assert half.mean.dtype == half.compress(table).dtype == torch.float32
+    assert torch.equal(half.compress(table), single.compress(table.float()))
+    assert variance(table, counts) == variance(table.float(), counts)
+    book, bfloat_book = half.compress(table), half.compress(table).bfloat16()
+    assert torch.equal(nearest_codebook(book, bfloat_book), nearest_codebook(book, bfloat_book.float()))
+
+
+@pytest.mark.parametrize("shape", [(D,), (50, D), (3, 20, D), (0, D)])
+def test_compressing_by_chunks_keeps_the_shape_and_the_values(monkeypatch, shape):
+    pca, embeddings = fit_pca(*table_and_counts(), 4), torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    whole = (embeddings - pca.mean) @ pca.components.T
+    monkeypatch.setattr("stage1.compress.CHUNK", 7)
+    torch.testing.assert_close(pca.compress(embeddings), whole, rtol=1e-5, atol=1e-5)
+
+
+@given(seed=st.integers(0, 1_000), chunk=st.integers(1, V), entries=st.integers(1, V))
+def test_lookup_by_chunks_is_that_of_the_whole(seed, chunk, entries):
+    """Whole numbers, so that distances are exact and ties are many: the lowest id wins in whatever chunk it stands."""
+    generator = torch.Generator().manual_seed(seed)
+    points, codebook = (torch.randint(-2, 3, (V, 3), generator=generator).float() for _ in range(2))
+    expected = (points[:, None] - codebook).square().sum(-1).argmin(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stage1.compress.CHUNK", entries)
+        assert torch.equal(nearest_codebook(points, codebook, chunk), expected)
+
+
 @pytest.mark.parametrize("fit", [fit_pca, random_projection])
 @pytest.mark.parametrize("width", [0, D + 1])
 def test_a_width_outside_one_to_d_is_refused(fit, width):

@@ -355,6 +355,16 @@ def test_tokens_that_do_not_occur_do_not_count():
     assert reconstruction(table, spoiled, counts) == reconstruction(table, rebuilt, counts)
 
 
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_measuring_by_chunks_is_measuring_at_once(monkeypatch, chunk):
+    table, counts = table_and_counts()
+    rebuilt = table + torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    whole = reconstruction(table, rebuilt, counts)
+    monkeypatch.setattr("stage1.evaluate.CHUNK", chunk)
+    assert reconstruction(table, rebuilt, counts) == pytest.approx(whole, rel=1e-12)
+    assert 0 < whole["nearest_right"] < 1
+
+
 def test_counts_weigh_by_their_shares():
     table, counts = table_and_counts()
     rebuilt = table + torch.randn(20, 6, generator=torch.Generator().manual_seed(1))

@@ -170,6 +170,17 @@ def test_a_record_holds_results_config_and_provenance(tmp_path):
     assert {"commit", "modified", "python", "device"} <= set(record["provenance"])
 
 
+def test_a_benchmarks_results_say_where_they_come_from(monkeypatch):
+    table = pd.DataFrame({"seconds": [1.0, 2.0]})
+    monkeypatch.setattr("sys.argv", [str(store.ROOT / "benchmarks/pca.py"), "--large", "two words"])
+    traced = store.traced(table)
+    assert list(traced) == ["seconds", "machine", "versions", "date", "command"] and list(table) == ["seconds"]
+    assert set(traced["command"]) == {"python benchmarks/pca.py --large 'two words'"}
+    assert f"torch {torch.__version__}" in traced["versions"][0]
+    monkeypatch.setattr("sys.argv", ["/elsewhere/program.py"])
+    assert store.traced(table)["command"][0] == "python program.py"  # a folder of somebody's machine says nothing
+
+
 def test_provenance_needs_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert store.provenance()["commit"] == ""

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from stage1 import adapter as adapters
 from stage1 import almanac, language_model, loss_scale, objectives, store
 from stage1.adapter import Adapter
+from stage1.batches import examples_at, occurring, steps_per_epoch, tokens_at
 from stage1.compress import Compression, fit_pca, variance
 from stage1.config import StudyConfig
 from stage1.language_model import FrozenLM
 from stage1.objectives import OBJECTIVES, Examples, Setting, Term, Tokens
 from stage1.prompts import Encoded, encode, token_counts
-from stage1.train import Progress, TrainingError, curve_table, examples_at, steps_per_epoch, tokens_at, train
+from stage1.train import Progress, TrainingError, curve_table, train
 
 N = 30  # examples: at a batch size of 8 that is 4 steps an epoch, the last one of 6
 BASE = StudyConfig(
@@ -148,25 +149,50 @@ def test_fewer_examples_than_a_batch_are_one_step_an_epoch(bench):
     assert [row["examples"] for row in progress.curve] == [N, N]
 
 
+def draw(counts: np.ndarray, tokens: int, step: int, seed: int = 0) -> Tokens:
+    return tokens_at(BASE.replace(seed=seed), occurring(counts), tokens, step, torch.device("cpu"))
+
+
 @given(tokens=st.integers(1, 300), step=st.integers(0, 50), seed=st.integers(0, 3))
 def test_drawn_tokens_are_as_many_as_asked_for_and_occur_in_the_prompts(tokens, step, seed):
-    counts = np.array([0, 5, 0, 1, 20, 3, 0])
-    drawn = tokens_at(BASE.replace(seed=seed), counts, tokens, step, torch.device("cpu"))
+    drawn = draw(np.array([0, 5, 0, 1, 20, 3, 0]), tokens, step, seed)
     assert int(drawn.counts.sum()) == tokens and (drawn.counts > 0).all()
     assert set(drawn.ids.tolist()) <= {1, 3, 4, 5} and len(set(drawn.ids.tolist())) == len(drawn.ids)
 
 
 def test_drawn_tokens_are_the_same_every_time_and_others_at_each_step_and_seed():
-    def draw(step, seed):
-        drawn = tokens_at(BASE.replace(seed=seed), np.arange(50), 200, step, torch.device("cpu"))
-        return tuple(drawn.ids.tolist()), tuple(drawn.counts.tolist())
+    def drawn(step, seed):
+        tokens = draw(np.arange(50), 200, step, seed)
+        return tuple(tokens.ids.tolist()), tuple(tokens.counts.tolist())
 
-    assert draw(3, 1) == draw(3, 1)
-    assert len({draw(step, seed) for step in range(4) for seed in range(4)}) == 16
+    assert drawn(3, 1) == drawn(3, 1)
+    assert len({drawn(step, seed) for step in range(4) for seed in range(4)}) == 16
+
+
+@given(data=st.data(), tokens=st.integers(1, 12_000), step=st.integers(0, 50), seed=st.integers(0, 3))
+def test_tokens_that_never_occur_change_no_draw(data, tokens, step, seed):
+    """NumPy's multinomial takes no random number for a category of probability zero."""
+    size = st.integers(0, 3) | st.integers(0, 100_000)
+    counts = np.array(data.draw(st.lists(size, min_size=2, max_size=300).filter(any)))
+    whole = np.random.default_rng([seed, step]).multinomial(tokens, counts / counts.sum())
+    drawn = draw(counts, tokens, step, seed)
+    np.testing.assert_array_equal(drawn.ids, whole.nonzero()[0])
+    np.testing.assert_array_equal(drawn.counts, whole[whole > 0])
+
+
+def test_tokens_that_never_occur_change_no_draw_of_a_large_vocabulary():
+    rng = np.random.default_rng(0)
+    counts = np.zeros(128_256, dtype=np.int64)
+    counts[rng.permutation(128_256)[:25_000]] = 1 + 60_000 // np.arange(1, 25_001)
+    for step in range(3):
+        whole = np.random.default_rng([0, step]).multinomial(11_500, counts / counts.sum())
+        drawn = draw(counts, 11_500, step)
+        np.testing.assert_array_equal(drawn.ids, whole.nonzero()[0])
+        np.testing.assert_array_equal(drawn.counts, whole[whole > 0])
 
 
 def test_tokens_are_drawn_as_often_as_they_occur():
-    drawn = tokens_at(BASE, np.array([0, 1, 3, 0, 6]), 100_000, 0, torch.device("cpu"))
+    drawn = draw(np.array([0, 1, 3, 0, 6]), 100_000, 0)
     assert drawn.ids.tolist() == [1, 2, 4]
     np.testing.assert_allclose(drawn.counts / 100_000, [0.1, 0.3, 0.6], atol=0.01)
 
