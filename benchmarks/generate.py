@@ -1,6 +1,6 @@
 """How much faster are answers from our own greedy decoding than from `transformers`' generate, and are they the same?
 
-    python benchmarks/generate.py                                     # an 8B shape on a GPU: SQuAD-like random prompts
+    python benchmarks/generate.py --shape-only                        # an 8B shape on a GPU: SQuAD-like random prompts
     python benchmarks/generate.py --data dev-v1.1.json                # the same on real questions
     python benchmarks/generate.py --preset quick --data almanac --questions 300 --plain 64 --fast-batch 64 --out FILE
 
@@ -38,7 +38,7 @@ from stage1.model_card import markdown_table
 from stage1.prompts import encode
 
 RESULTS = Path(__file__).parent / "results" / "generate.csv"
-PLAIN, ONE = "generate, plain batches", "generate, one at a time"
+PLAIN, ONE, UNSHARED = "generate, plain batches", "generate, one at a time", "greedy, nothing shared"
 NEW_TOKENS = 20
 Rows = dict[int, list[int]]
 
@@ -57,7 +57,7 @@ def ways(sizes: list[int]) -> list[Way]:
     plain = [Way(PLAIN, 32, generate_ids, by_length), Way(ONE, 1, generate_ids, by_length)]
     unshared = partial(greedy_ids, share=False)
     own = [
-        (Way("greedy, nothing shared", size, unshared, by_length), Way("greedy, sharing", size, greedy_ids, by_prefix))
+        (Way(UNSHARED, size, unshared, by_length), Way("greedy, sharing", size, greedy_ids, by_prefix))
         for size in sizes
     ]
     return [*plain, *chain.from_iterable(own)]
@@ -143,8 +143,10 @@ def with_ratios(measured: list[dict]) -> pd.DataFrame:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="llama31_8b")
+    parser.add_argument("--shape-only", action="store_true", help="random weights in the shape of the preset's model")
     parser.add_argument("--data", help="a SQuAD JSON file, a folder, a hub id or almanac; random prompts without it")
     parser.add_argument("--questions", type=int, default=10_570, help="for our own decoding")
+    parser.add_argument("--unshared", type=int, default=2_048, help="of these, how many where nothing is shared")
     parser.add_argument("--plain", type=int, default=256, help="of these, how many for plain batches of 32")
     parser.add_argument("--alone", type=int, default=12, help="of those, how many for one prompt at a time")
     parser.add_argument("--fast-batch", type=int, nargs="+", default=[256, 512, 1024])
@@ -161,6 +163,8 @@ def measure(lm: FrozenLM, prompts: list[list[int]], given: argparse.Namespace) -
     plain: Rows = {}
     for way in ways(given.fast_batch):
         questions = asked.get(way.path, every)
+        if way.path == UNSHARED:
+            questions = dict(islice(every.items(), given.unshared))
         rows, measured = answer(lm, way, questions)
         plain = rows if way.path == PLAIN else plain
         row = {"path": way.path, "batch": way.batch, "questions": len(questions)} | measured
@@ -171,7 +175,7 @@ def measure(lm: FrozenLM, prompts: list[list[int]], given: argparse.Namespace) -
 
 def main() -> None:
     given = arguments()
-    config = load_preset(given.preset)
+    config = load_preset(given.preset).replace(shape_only=given.shape_only)
     lm = language_model.load(config)
     prompts = squad_like(given.questions, len(lm.embedding_table))
     if given.data:

@@ -81,8 +81,8 @@ class StudyConfig:
     """Precision of the frozen language model."""
 
     device: typing.Literal["auto", "cpu", "cuda", "sharded"] = "auto"
-    """`auto` takes the GPU where there is one; `sharded` spreads the language model's layers over all GPUs, for one that
-    does not fit a single one."""
+    """`auto` takes the GPU where there is one; `sharded` spreads the language model's layers over all GPUs, for a model
+    that does not fit one."""
 
     processes: int = 1
     """Processes that train one adapter together, each on a GPU (or CPU share) of its own, started by
@@ -99,8 +99,8 @@ class StudyConfig:
     """Share of the decoder layers whose activations are computed again in the backward pass instead of kept."""
 
     matmul: typing.Literal["native", "fp8"] = "native"
-    """Arithmetic of the decoder layers: `native` is `dtype`; `fp8` rounds weights and activations to eight bits, which is
-    faster on GPUs that have it and changes results by more than rounding."""
+    """Arithmetic of the decoder layers: `native` is `dtype`; `fp8` takes weights and activations to eight bits: faster
+    on GPUs that have it, and no longer the same model."""
 
     # compression
     compressed_width: int = 24
@@ -210,6 +210,8 @@ class StudyConfig:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name, top in zip(CRITERIA, (100.0, *(getattr(self, name) for name in CRITERIA)), strict=False):
             require(0 < getattr(self, name) <= top, name, getattr(self, name), f"above 0, at most {top:g}")
+        sharded = self.device == "sharded"
+        require(not (sharded and self.processes > 1), "processes", self.processes, "1 where device='sharded'")
         rate = self.learning_rate
         require(rate is None or 0 < rate < math.inf, "learning_rate", rate, "a positive number, or None")
 

@@ -4,23 +4,48 @@ Nothing here changes what is computed but for rounding, and fp8 by more than tha
 transformers model whose decoder is a list `layers`, as Llama's is.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from stage1.config import StudyConfig
+from stage1.rows import block_mask, dense_mask
 
 ATTENTION = "packed_or_padded"
 FP8 = torch.float8_e4m3fn
 FP8_LARGEST = torch.finfo(FP8).max
+
+
+def eager(function: Callable) -> Callable:
+    """Decorates what passes through the layers in ever new shapes, and would wait for the compiler each time."""
+    return torch.compiler.set_stance("force_eager")(function)
+
+
+def packed_inputs(begins: Int[Tensor, "1 T"], dtype: torch.dtype) -> dict:
+    """What the base model is given besides embeddings to read a packed row, from where each token's example begins.
+
+    A dense mask on the CPU; on a GPU flash attention over ragged examples, or flex attention for what it does not take.
+    """
+    length = begins.shape[1]
+    inputs = {"position_ids": torch.arange(length, device=begins.device) - begins}
+    if not begins.is_cuda:
+        return inputs | {"attention_mask": dense_mask(begins)}
+    if dtype == torch.float32:
+        return inputs | {"attention_mask": block_mask(begins)}
+    edges = torch.cat([begins[0].unique_consecutive(), begins.new_tensor([length])])
+    ragged = {"edges": edges.int(), "longest": int(edges.diff().max())}
+    # transformers passes a mask of four dimensions on as it is, and makes one of T x T where there is none.
+    return inputs | ragged | {"attention_mask": begins[None, None]}
 
 
 @cache
@@ -29,12 +54,23 @@ def fused_flex_attention():
     return torch.compile(flex_attention)
 
 
-def attention(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
-    """Flex attention for the block mask of packed rows, and PyTorch's own attention for everything else."""
-    if not isinstance(attention_mask, BlockMask):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    output = fused_flex_attention()(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
-    return output.transpose(1, 2).contiguous(), None
+@cache
+def causal_arguments() -> dict:
+    """How this version of torch is told that ragged attention is causal and that several heads share a key."""
+    known = inspect.signature(varlen_attn).parameters
+    causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    return causal | ({"enable_gqa": True} if "enable_gqa" in known else {})
+
+
+def attention(module, query, key, value, attention_mask=None, scaling=None, edges=None, longest=None, **kwargs):
+    """Attention [B, T, H, d] as `packed_inputs` asks for it, and PyTorch's own for everything else."""
+    if edges is not None:
+        q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
+        return varlen_attn(q, k, v, edges, edges, longest, longest, scale=scaling, **causal_arguments())[None], None
+    if isinstance(attention_mask, BlockMask):
+        output = fused_flex_attention()(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
+        return output.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
 AttentionInterface.register(ATTENTION, attention)
@@ -61,6 +97,17 @@ def apply(model: PreTrainedModel, config: StudyConfig) -> None:
     if config.compiled:
         for layer in decoder_layers(model):
             layer.compile(dynamic=True)
+
+
+@contextmanager
+def tensor_cores(config: StudyConfig) -> Iterator[None]:
+    """Within, float32 products on a GPU are taken in TF32, where the language model's own have fewer bits anyway."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if config.dtype == "bfloat16" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, embedding
 
-from stage1 import processes
+from stage1 import engine, processes
 from stage1.compress import CHUNK, Compression, nearest_codebook, variance
 from stage1.config import StudyConfig
 from stage1.generation import Answer, by_length, generate
@@ -80,6 +80,7 @@ def score_answers(encoded: Encoded, answers: Sequence[Answer], condition: str) -
     )
 
 
+@engine.eager
 @torch.inference_mode()
 def teacher_forced(
     lm: FrozenLM, encoded: Encoded, table: Float[Tensor, "V D"], batch_size: int = 64

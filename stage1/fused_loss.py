@@ -6,6 +6,7 @@ size of the hidden states (the idea of Liger-Kernel's fused linear cross-entropy
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -49,16 +50,22 @@ class _Mean(torch.autograd.Function):
         return (upstream * gradient).to(gradient.dtype), None, None, None
 
 
+@cache
+def compiled(piece: Callable) -> Callable:
+    return torch.compile(piece, dynamic=True)
+
+
 def mean_cross_entropy(
-    hidden: Float[Tensor, "N D"], head: nn.Linear, targets: Int[Tensor, " N"], piece: Callable = ce_piece
+    hidden: Float[Tensor, "N D"], head: nn.Linear, targets: Int[Tensor, " N"], compile: bool = False
 ) -> Float[Tensor, ""]:
     """Cross-entropy in nats per position, of the logits that the head gives in float32; the head is not trained."""
-    return _Mean.apply(hidden, head, piece, targets.__getitem__)
+    return _Mean.apply(hidden, head, compiled(ce_piece) if compile else ce_piece, targets.__getitem__)
 
 
 def mean_kl(
-    hidden: Float[Tensor, "N D"], head: nn.Linear, teacher: Float[Tensor, "N D"], piece: Callable = kl_piece
+    hidden: Float[Tensor, "N D"], head: nn.Linear, teacher: Float[Tensor, "N D"], compile: bool = False
 ) -> Float[Tensor, ""]:
     """KL divergence in nats per position, from the distributions that the head gives to the teacher's hidden states:
     sum of p log(p / q) over the vocabulary."""
+    piece = compiled(kl_piece) if compile else kl_piece
     return _Mean.apply(hidden, head, piece, lambda rows: head(teacher[rows]).float())

@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from stage1 import engine
 from stage1.greedy import Embed, by_prefix, first_end, greedy_ids, left_pad, reads_in_parts
 from stage1.language_model import FrozenLM
 
@@ -26,6 +27,7 @@ def by_length(prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+@engine.eager
 @torch.inference_mode()
 def generate_ids(
     lm: FrozenLM, prompts: Sequence[list[int]], embed: Embed | None, max_new_tokens: int, temperature: float = 0.0

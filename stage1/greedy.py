@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from stage1 import engine
 from stage1.language_model import FrozenLM
 
 Embed = Callable[[Int[Tensor, "B T"]], Float[Tensor, "B T D"]]
@@ -222,6 +223,7 @@ def follow(rows: Rows, logits: Float[Tensor, "B V"], max_new_tokens: int) -> Int
     return new
 
 
+@engine.eager
 @torch.inference_mode()
 def greedy_ids(
     lm: FrozenLM, prompts: Sequence[list[int]], embed: Embed | None, max_new_tokens: int, share: bool = True

@@ -22,7 +22,6 @@ from transformers.utils import logging
 
 from stage1 import engine, processes
 from stage1.config import StudyConfig
-from stage1.rows import block_mask, dense_mask
 
 SHIPPED = Path(__file__).parent / "assets" / "almanac-lm"
 SHAPES = Path(__file__).parent / "assets" / "shapes"
@@ -83,18 +82,13 @@ class FrozenLM:
         `mask` tells what attention may read; without one, padding must come last in its row, where causal attention
         keeps real tokens from seeing it. `begins` tells where each token's example begins, in a packed row.
         """
-        attention, positions = None if mask is None else mask.long(), None
+        inputs = {"attention_mask": None if mask is None else mask.long()}
         if begins is not None:
-            attention = block_mask(begins) if embeddings.is_cuda else dense_mask(begins)
-            positions = torch.arange(begins.shape[1], device=begins.device) - begins
+            inputs = engine.packed_inputs(begins, self.model.dtype)
+        chosen = where.flatten().nonzero().squeeze(1)  # before the pass: afterwards it would wait for the device
         with engine.recomputing(self.model, self.recomputed if torch.is_grad_enabled() else 0.0):
-            output = self.model.base_model(
-                inputs_embeds=embeddings.to(self.model.dtype),
-                attention_mask=attention,
-                position_ids=positions,
-                use_cache=False,
-            )
-        return output.last_hidden_state[where]
+            output = self.model.base_model(inputs_embeds=embeddings.to(self.model.dtype), use_cache=False, **inputs)
+        return output.last_hidden_state.flatten(0, 1)[chosen]
 
     def logits(
         self, embeddings: Float[Tensor, "B T D"], where: Bool[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None = None
@@ -200,8 +194,8 @@ def read_weights(config: StudyConfig, device: torch.device) -> tuple[PreTrainedM
 
 
 def build_shape(config: StudyConfig, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model of the same shape with random weights, seeded by `data_seed`, without its download: from the config.json of
-    a folder, or from the shapes in the package. Its tokenizer is the folder's, or else the shipped one.
+    """A model of the same shape with random weights, seeded by `data_seed`, without its download: from the config.json
+    of a folder, or from the shapes in the package. Its tokenizer is the folder's, or else the shipped one.
 
     Raises FileNotFoundError for a model whose shape is not at hand.
     """

@@ -102,10 +102,10 @@ def token_ce(
 ) -> Term:
     """Mean cross-entropy in nats per supervised token, of the frozen model reading the adapter's prompt. `mask` tells
     what attention may read, where padding stands among the tokens."""
-    predicts = rows.before(supervised, name)
+    predicts, targets = rows.before(supervised, name), rows.ids[rows.predicted(supervised)]
     hidden = setting.lm.hidden(embeddings(adapter, rows, setting), predicts, mask, rows.begins)
-    targets = rows.ids[rows.predicted(supervised)]
-    return Term(fused_loss.mean_cross_entropy(hidden, setting.lm.head, targets), len(targets))
+    ce = fused_loss.mean_cross_entropy(hidden, setting.lm.head, targets, setting.config.compiled)
+    return Term(ce, len(targets))
 
 
 def token_kl(adapter: nn.Module, rows: Rows, setting: Setting, name: str) -> Term:
@@ -115,7 +115,7 @@ def token_kl(adapter: nn.Module, rows: Rows, setting: Setting, name: str) -> Ter
     with torch.no_grad():
         teacher = lm.hidden(lm.embed(rows.ids), predicts, begins=rows.begins)
     student = lm.hidden(embeddings(adapter, rows, setting), predicts, begins=rows.begins)
-    return Term(fused_loss.mean_kl(student, lm.head, teacher), len(student))
+    return Term(fused_loss.mean_kl(student, lm.head, teacher, setting.config.compiled), len(student))
 
 
 def mse(adapter: nn.Module, tokens: Tokens, setting: Setting, name: str) -> Term:

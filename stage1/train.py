@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from stage1 import loss_scale, processes, store
+from stage1 import engine, loss_scale, processes, store
 from stage1.adapter import Adapter
 from stage1.batches import examples_at, occurring, split, steps_per_epoch, tokens_at
 from stage1.config import StudyConfig, require
@@ -135,7 +135,7 @@ def measure(loop: Loop, batch: Examples | Tokens) -> Found:
     found = None
     while found is None:
         torch.manual_seed(config.seed * 1_000_003 + step)  # for sampled answers
-        with suppress(torch.OutOfMemoryError):
+        with suppress(torch.OutOfMemoryError), engine.tensor_cores(config):
             found = over_passes(loop, mine)
         if found is None:
             loop.pass_size = halved(min(loop.pass_size or len(mine), len(mine)), step)
@@ -147,8 +147,8 @@ def halved(size: int, step: int) -> int:
     """Half as many examples. Raises TrainingError where there is only one."""
     if size <= 1:
         raise TrainingError(
-            f"step {step}: memory runs out with one example at a time; try recomputed=1.0, dtype='bfloat16' or a smaller "
-            "max_prompt_tokens"
+            f"step {step}: memory runs out with one example at a time; try recomputed=1.0, dtype='bfloat16' or a "
+            "smaller max_prompt_tokens"
         )
     tqdm.write(f"step {step}: memory runs out with {size} examples at a time; going on with {math.ceil(size / 2)}")
     return math.ceil(size / 2)
@@ -202,7 +202,10 @@ def row(terms: Terms, values: dict[str, float]) -> dict:
 def set_up(adapter: Adapter, setting: Setting, steps: int, checkpoint: Path | None) -> Loop:
     """Optimizer, schedule and accelerator, with the checkpoint's state where there is one."""
     config = setting.config
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    fused = setting.lm.device.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        adapter.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+    )
     uncertainty = loss_scale.Uncertainty().to(setting.lm.device)
     if config.balancing == "uncertainty":
         optimizer.add_param_group({"params": list(uncertainty.parameters()), "weight_decay": 0.0})
@@ -211,8 +214,8 @@ def set_up(adapter: Adapter, setting: Setting, steps: int, checkpoint: Path | No
     accelerator = Accelerator(cpu=setting.lm.device.type == "cpu")
     parts = {"adapter": adapter, "optimizer": optimizer, "schedule": schedule, "uncertainty": uncertainty}
     progress = resume(checkpoint, parts | {"update": update}, config)
-    prepared = accelerator.prepare(adapter, optimizer)  # the adapter only, never the frozen model
-    parts = (*prepared, schedule, accelerator, update, uncertainty, progress)
+    optimizer = accelerator.prepare(optimizer)  # the adapter's gradients are summed term by term: it needs no wrapper
+    parts = (adapter, optimizer, schedule, accelerator, update, uncertainty, progress)
     return Loop(setting, find(config.objective), *parts, config.micro_batch_size)
 
 
@@ -258,7 +261,7 @@ def train(
 
 def save(checkpoint: Path, loop: Loop) -> None:
     parts = {
-        "adapter": loop.accelerator.unwrap_model(loop.adapter),
+        "adapter": loop.adapter,
         "optimizer": loop.optimizer,
         "schedule": loop.schedule,
         "uncertainty": loop.uncertainty,
