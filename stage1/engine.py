@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
@@ -70,7 +70,25 @@ def attention(module, query, key, value, attention_mask=None, scaling=None, edge
     if isinstance(attention_mask, BlockMask):
         output = fused_flex_attention()(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
         return output.transpose(1, 2).contiguous(), None
+    if query.is_cuda and query.shape[2] == 1:
+        return next_token_attention(query, key, value, attention_mask, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def next_token_attention(
+    query: Float[Tensor, "B H 1 d"],
+    key: Float[Tensor, "B G S d"],
+    value: Float[Tensor, "B G S d"],
+    mask: Bool[Tensor, "B 1 1 S"] | None,
+    scaling: float,
+) -> Float[Tensor, "B 1 H d"]:
+    """Attention of a single query per row, as each step of decoding has it. Its H / G heads that share a key are the
+    rows of one product, so that keys and values are read once; others would repeat them for every head first."""
+    B, H, _, d = query.shape
+    scores = (query.view(B, key.shape[1], -1, d) @ key.transpose(2, 3)).float() * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return (scores.softmax(-1).to(value.dtype) @ value).reshape(B, 1, H, d)
 
 
 AttentionInterface.register(ATTENTION, attention)

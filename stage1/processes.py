@@ -8,15 +8,21 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 
 import pandas as pd
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor
 
 from stage1.config import StudyConfig
+
+PARENT = "STAGE1_PARENT"
+"""Environment variable with the process id of whoever called `start`."""
 
 
 def count() -> int:
@@ -55,6 +61,11 @@ def summed(tensor: Tensor) -> Tensor:
     return reduce(tensor, "sum") if count() > 1 else tensor
 
 
+def all_agree(yes: bool) -> bool:
+    """Whether it holds in every process."""
+    return all(gather_object([yes])) if count() > 1 else yes
+
+
 def together(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of all processes, in the order of the index."""
     return pd.concat(gather_object([table])).sort_index() if count() > 1 else table
@@ -71,15 +82,32 @@ def start(config: StudyConfig) -> None:
         raise ValueError(f"processes={config.processes}: expected at most {gpus}, the GPUs that are visible")
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
     command = [sys.executable, "-m", *launcher, "-m", "stage1.study", json.dumps(config.to_dict())]
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    cores = os.environ.get("OMP_NUM_THREADS", "1")  # Snakemake gives the job a core for each process
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(max(1, int(cores) // config.processes)),
+        PARENT: str(os.getpid()),
+    }
     with subprocess.Popen(
-        command, env=os.environ | threads, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
         try:
-            for line in process.stdout:
+            for line in running.stdout:
                 print(line, end="", flush=True)
         except BaseException:  # an interrupted notebook leaves nobody training
-            process.terminate()
+            running.terminate()
             raise
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, command)
+
+
+def end_with_parents() -> None:
+    """End this process soon after the launcher, or whoever called `start`, is gone: a killed notebook must not leave
+    processes behind that hold its GPUs."""
+    launcher, caller = os.getppid(), int(os.environ.get(PARENT, "0"))
+
+    def watch() -> None:
+        while os.getppid() == launcher and (not caller or psutil.pid_exists(caller)):
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

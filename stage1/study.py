@@ -3,7 +3,10 @@
 Notebooks and the plain commands of `sweep` call the same functions here and write the same records.
 """
 
+import json
 import shutil
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stage1 import adapter as adapters
-from stage1 import data, language_model, objectives, scoring, store
+from stage1 import data, language_model, memory, objectives, processes, scoring, store
 from stage1.adapter import Adapter
 from stage1.compress import Compression, fit_pca, random_projection, variance
 from stage1.config import StudyConfig, require
@@ -45,6 +49,12 @@ class Study:
     def codebook(self) -> Float[Tensor, "V K"]:
         return self.compression.compress(self.lm.embedding_table)
 
+    @cached_property
+    def settled(self) -> StudyConfig:
+        """The config with what it leaves open decided: a batch size of `auto`, and the learning rate."""
+        config = self.config if self.config.batch_size != "auto" else self.config.replace(batch_size=batch_size(self))
+        return config.replace(learning_rate=learning_rate(config))
+
     def test_counts(self) -> Int64[np.ndarray, " V"]:
         return token_counts(self.encoded["test"].prompts, len(self.counts))
 
@@ -58,6 +68,8 @@ class Study:
 def prepare(config: StudyConfig) -> Study:
     """Load and encode everything that the config names; the objective is looked up first, for its error comes cheap."""
     objectives.find(config.objective)
+    if config.batch_size == "auto" and language_model.choose_device(config.device).type == "cpu":
+        raise ValueError("batch_size='auto': expected a number where there is no GPU whose memory could be measured")
     lm = language_model.load(config)
     encoded = {
         split: encode(data.rows(config, split), lm.tokenizer, config, training=split == "train")
@@ -92,10 +104,27 @@ def learning_rate(config: StudyConfig) -> float:
     return float(nearest.groupby("learning_rate")["selection_f1"].mean().idxmax())
 
 
-def setting(study: Study) -> Setting:
-    """What the objectives are given in this study, besides adapter and batch."""
+def batch_size(study: Study) -> int:
+    """What `batch_size: auto` comes to: the one measured before for this adapter, or else the largest that fits now."""
+    path = store.adapter_folder(study.config) / "batch_size.json"
+    if not path.exists():
+        probe = study.config.replace(batch_size=memory.GRAIN, learning_rate=FALLBACK_RATE)
+        found = memory.largest_batch(lambda: new_adapter(study), setting(study, probe), study.encoded["train"])
+        if processes.rank() == 0:
+            store.write_json(path, {"batch_size": found})
+        processes.wait()
+    return store.read_json(path)["batch_size"]
+
+
+def setting(study: Study, config: StudyConfig | None = None) -> Setting:
+    """What the objectives are given in this study, besides adapter and batch; by its own config, unless by another."""
     spread = variance(study.lm.embedding_table, torch.from_numpy(study.counts))
-    return Setting(study.lm, study.codebook, study.config.replace(learning_rate=learning_rate(study.config)), spread)
+    return Setting(study.lm, study.codebook, config or study.settled, spread)
+
+
+def new_adapter(study: Study) -> Adapter:
+    """The study's adapter before its first step."""
+    return adapters.make(study.compression, study.lm.embedding_table, torch.from_numpy(study.counts), study.config)
 
 
 def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progress]:
@@ -105,9 +134,7 @@ def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progre
 
     Raises FrozenError if the language model changed.
     """
-    config = study.config.replace(learning_rate=learning_rate(study.config))
-    table = study.lm.embedding_table
-    adapter = adapters.make(study.compression, table, torch.from_numpy(study.counts), config)
+    adapter = new_adapter(study)
     checkpoint = store.adapter_folder(study.config) / "checkpoint.pt" if resumable else None
     with study.lm.unchanged():
         progress = train(
@@ -177,14 +204,19 @@ def write_adapter(study: Study, adapter: Adapter, progress: Progress, scored: pd
 
 def obtain(study: Study) -> Path:
     """The record of the study's adapter, in its folder: the committed one where it is of this very run, and otherwise
-    made now, training and test. An adapter that took a GPU is shown on any machine."""
-    committed = store.committed_adapter(study.config)
-    if committed is None:
+    made now, training and test, in as many processes as the config asks for. An adapter that took a GPU is shown on any
+    machine."""
+    committed, config = store.committed_adapter(study.config), study.config
+    path = store.adapter_folder(config) / "record.json"
+    if committed is not None:
+        shutil.copytree(committed, path.parent, dirs_exist_ok=True)
+    elif config.processes > 1:
+        path.unlink(missing_ok=True)  # of another version of the code: processes leave a finished run as it is
+        processes.start(config)
+    else:
         adapter, progress = train_adapter(study)
-        return write_adapter(study, adapter, progress, *test_adapter(study, adapter))
-    folder = store.adapter_folder(study.config)
-    shutil.copytree(committed, folder, dirs_exist_ok=True)
-    return folder / "record.json"
+        write_adapter(study, adapter, progress, *test_adapter(study, adapter))
+    return path
 
 
 def run(config: StudyConfig, study: Study | None = None) -> Path:
@@ -193,5 +225,24 @@ def run(config: StudyConfig, study: Study | None = None) -> Path:
     if not path.exists():
         study = replace(study, config=config) if study else prepare(config)
         adapter, progress = train_adapter(study)
-        path = write_adapter(study, adapter, progress, *test_adapter(study, adapter))
+        tested = test_adapter(study, adapter)
+        if processes.rank() == 0:
+            write_adapter(study, adapter, progress, *tested)
+        processes.wait()
     return path
+
+
+def main() -> None:
+    """One of the processes that `processes.start` starts. A second training of the same adapter waits for the first."""
+    config = StudyConfig(**json.loads(sys.argv[1]))
+    processes.end_with_parents()
+    folder = store.adapter_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "training.lock") if processes.rank() == 0 else nullcontext():
+        processes.join(cpu=config.device == "cpu")
+        run(config)
+        processes.wait()
+
+
+if __name__ == "__main__":
+    main()

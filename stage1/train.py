@@ -241,8 +241,9 @@ def train(
     progress = loop.progress
     if not progress.selection:
         progress.selection.append({"step": 0} | watch(adapter))
-    bar = tqdm(range(progress.step, steps), desc=config.objective, initial=progress.step, total=steps, file=sys.stdout)
-    for step in bar:
+    first = processes.rank() == 0
+    bar = {"desc": config.objective, "initial": progress.step, "total": steps, "disable": not first}
+    for step in tqdm(range(progress.step, steps), file=sys.stdout, **bar):
         begin = time.perf_counter()
         batch = examples = examples_at(config, encoded, step)
         if reads_tokens(loop.objective):
@@ -254,7 +255,7 @@ def train(
         progress.step = step + 1
         if progress.step == steps or (config.selection_every and progress.step % config.selection_every == 0):
             progress.selection.append({"step": progress.step} | watch(adapter))
-        if checkpoint and config.checkpoint_every and progress.step % config.checkpoint_every == 0:
+        if first and checkpoint and config.checkpoint_every and progress.step % config.checkpoint_every == 0:
             save(checkpoint, loop)
     return progress
 

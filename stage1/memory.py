@@ -1,0 +1,66 @@
+"""How many examples fit a step: measured on real steps over the longest examples, before training starts."""
+
+from collections.abc import Callable
+
+import torch
+
+from stage1 import processes
+from stage1.adapter import Adapter
+from stage1.config import require
+from stage1.objectives import Examples, Setting
+from stage1.prompts import Encoded
+from stage1.train import TrainingError, set_up, take_step
+
+SAFE = 0.9
+"""Share of a GPU's memory that a step may take; other processes and fragments need the rest."""
+GRAIN = 8
+"""Batch sizes are multiples of this many examples."""
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest multiple of `GRAIN` up to `most` that fits, found by doubling and halving; larger ones are taken not to
+    fit where a smaller one does not. Raises ValueError where `GRAIN` does not."""
+    require(fits(GRAIN), "batch_size", "auto", f"memory for {GRAIN} examples at least; try recomputed=1.0")
+    low = GRAIN
+    while 2 * low <= most and fits(2 * low):
+        low *= 2
+    high = min(2 * low, most + 1)
+    while high - low > GRAIN:
+        middle = (low + high) // 2 // GRAIN * GRAIN
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def longest(encoded: Encoded, size: int) -> Examples:
+    """A batch of that many examples, the longest first, over again where there are fewer."""
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded.prompts[i]) - len(encoded.answers[i]))
+    return Examples(encoded.prompts, encoded.answers).chosen([order[i % len(order)] for i in range(size)])
+
+
+def step_peak(adapter: Adapter, setting: Setting, batch: Examples) -> int | None:
+    """Bytes of GPU memory that one optimizer step takes at its peak; None where it does not fit. Trains the adapter."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    whole = Setting(setting.lm, setting.codebook, setting.config.replace(micro_batch_size=None), setting.variance)
+    loop = set_up(adapter, whole, 1, None)
+    try:
+        take_step(loop, batch)
+    except TrainingError:
+        return None
+    return torch.cuda.max_memory_allocated() if loop.pass_size is None else None
+
+
+def largest_batch(make: Callable[[], Adapter], setting: Setting, encoded: Encoded) -> int:
+    """The largest batch whose step takes at most `SAFE` of the memory of every process's GPU, with a share of it each.
+
+    Raises ValueError where there is no GPU to measure.
+    """
+    name = setting.config.batch_size
+    require(setting.lm.device.type == "cuda", "batch_size", name, "a number where there is no GPU to measure")
+    limit = SAFE * torch.cuda.get_device_properties(setting.lm.device).total_memory
+
+    def fits(size: int) -> bool:
+        peak = step_peak(make(), setting, longest(encoded, size * processes.count()))
+        return processes.all_agree(peak is not None and peak <= limit)
+
+    return largest(fits, len(encoded) // processes.count()) * processes.count()
