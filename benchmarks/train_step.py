@@ -1,24 +1,26 @@
-"""The training step with the language model in the loop: throughput and memory, as found and now, in one run on one GPU.
+"""The training step with the language model in the loop: throughput and memory, as found and now, on one GPU.
 
     python benchmarks/train_step.py                                     # the 8B shape: some minutes on an H200
     python benchmarks/train_step.py --preset quick --batches 4 8 --out /tmp/try   # does it run?
 
-`as found` is the analysed step: a language model that is not frozen, prompts padded to their budget of 256 and answers to
-20, logits at every position. The other steps are `train.take_step` under the engine's settings. Prompts of 100 to 256
-tokens and answers of 2 to 8, uniform, of random tokens with Zipf frequencies: what a step costs depends on lengths, not
-on words. A step's arithmetic is counted as 4 x parameters x real tokens (forward, and backward to the embeddings), once
-with all parameters and once with the decoder layers' alone, and held against a bfloat16 product of 8192 x 8192 matrices.
+`as found` is the analysed step: a language model that is not frozen, prompts padded to their budget of 256 and answers
+to 20, logits at every position. The other steps are `train.take_step` under the engine's settings. Prompts have 100 to
+256 tokens and answers 2 to 8, uniform, of random tokens with Zipf frequencies: what a step costs depends on lengths,
+not on words. A step's arithmetic is counted as 4 x parameters x real tokens (forward, and backward to the embeddings),
+with all parameters and with the decoder layers' alone, and held against a bfloat16 product of 8192 x 8192 matrices.
 
-Writes `train_step.csv` and, beside the loss and gradient of each path against the same step in float32,
-`train_step_agreement.csv`, each with a JSON that says where it was measured.
+Writes `train_step.csv` after every row, and beside it how loss and gradient of each path agree with the same step in
+float32 (`_agreement`), the largest batches by a straight line through the peaks (`_largest`), and where that was.
 """
 
 import argparse
 import dataclasses
 import datetime
+import math
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,7 @@ from stage1.train import TrainingError, set_up, take_step
 
 RESULTS = Path(__file__).parent / "results"
 POOL = 512  # examples to draw batches from
+NOW = "packed, compiled"
 
 
 def examples(vocabulary: int, config: StudyConfig, seed: int = 0) -> Examples:
@@ -113,9 +116,12 @@ def timed(step, pool: Examples, batch: int, steps: int) -> dict:
     }
 
 
-def attempt(name: str, step, pool: Examples, batch: int, steps: int) -> dict:
+def attempt(name: str, step, bench: "Bench", batch: int, steps: int) -> dict:
+    bench.loop = None if name == "as found" else bench.loop
     try:
-        row = timed(step, pool, batch, steps)
+        row = timed(step, bench.pool, batch, steps)
+        size = bench.loop.pass_size if bench.loop else None
+        row |= {"passes": math.ceil(batch / size) if size else 1}
     except (torch.OutOfMemoryError, TrainingError):
         row = {"note": "out of memory"}
     print(name, batch, row, flush=True)
@@ -133,6 +139,7 @@ class Bench:
         self.compression = fit_pca(self.table, self.counts, config.compressed_width)
         self.codebook = self.compression.compress(self.table)
         self.spread = variance(self.table, self.counts)
+        self.loop = None
 
     def setting(self, config: StudyConfig) -> Setting:
         lm = dataclasses.replace(self.lm, recomputed=config.recomputed)
@@ -143,9 +150,8 @@ class Bench:
 
     def step(self, config: StudyConfig):
         """One step of the project's own training loop, as a function of the batch."""
-        loop = set_up(self.adapter(config), self.setting(config), 1_000, None)
-        self.loop = loop
-        return lambda batch: take_step(loop, batch)
+        self.loop = set_up(self.adapter(config), self.setting(config), 1_000, None)
+        return lambda batch: take_step(self.loop, batch)
 
     def as_found(self, config: StudyConfig):
         self.lm.model.requires_grad_(True)
@@ -161,32 +167,46 @@ class Bench:
         return float(terms["cross_entropy"].value.detach()), gradient
 
 
-def measure(bench: Bench, config: StudyConfig, batches: list[int], steps: int) -> tuple[list[dict], list[dict]]:
-    """Every step at every batch size, and the agreement of the paths. The model ends in fp8, so that comes last."""
-    rows, readings, few = [], {}, batch_of(bench.pool, 8, 0)
-    rows += [attempt("as found", bench.as_found(config), bench.pool, size, steps) for size in batches]
-    bench.lm.model.requires_grad_(False)
-    bench.lm.model.zero_grad(set_to_none=True)
-    plain, packed = config.replace(packed=False), config.replace(packed=True)
-    rows.append(attempt("frozen, padded rows", bench.step(plain), bench.pool, 64, steps))
+def steps_of(bench: Bench, config: StudyConfig, batches: list[int], readings: dict) -> Iterator[tuple]:
+    """Name, step and batch size of all that is measured; between them the model changes, to end in fp8."""
+    model, few, packed = bench.lm.model, batch_of(bench.pool, 8, 0), config.replace(packed=True)
+    plain, usual = config.replace(packed=False, compiled=False), min(64, max(batches))
+    yield from (("as found", bench.as_found(config), size) for size in batches if size <= 64)
+    model.requires_grad_(False).zero_grad(set_to_none=True)
+    yield "frozen, padded rows", bench.step(plain), usual
     readings["padded rows"] = bench.gradient(plain, few)
-    rows.append(attempt("packed", bench.step(packed), bench.pool, 64, steps))
-    bench.lm.model.float()
+    yield "packed", bench.step(packed.replace(compiled=False)), usual
+    model.float()
     readings["float32"] = bench.gradient(plain, few)
-    bench.lm.model.to(getattr(torch, config.dtype))
-    engine.apply(bench.lm.model, config.replace(compiled=True, recomputed=1.0))
+    model.to(getattr(torch, config.dtype))
+    engine.apply(model, config.replace(compiled=True, recomputed=1.0))
     readings["packed, compiled"] = bench.gradient(packed, few)
-    rows += [attempt("packed, compiled", bench.step(packed), bench.pool, size, steps) for size in batches]
-    for share in (0.5, 1.0):
-        step = bench.step(packed.replace(recomputed=share))
-        rows.append(attempt(f"packed, compiled, {share:.0%} recomputed", step, bench.pool, 64, steps))
-    step = bench.step(packed.replace(micro_batch_size=16))
-    rows.append(attempt("packed, compiled, 16 at a time", step, bench.pool, 64, steps))
-    engine.to_fp8(engine.decoder_layers(bench.lm.model))
+    yield from ((NOW, bench.step(packed), size) for size in batches)
+    for share in (0.25, 0.5, 1.0):
+        yield f"{NOW}, {share:.0%} recomputed", bench.step(packed.replace(recomputed=share)), usual
+    yield f"{NOW}, 100% recomputed", bench.step(packed.replace(recomputed=1.0)), max(batches)
+    yield f"{NOW}, 16 at a time", bench.step(packed.replace(micro_batch_size=16)), usual
+    for objective in ("option2_prompt_ce", "distill"):
+        yield f"{NOW}, {objective}", bench.step(packed.replace(objective=objective)), usual
+    engine.to_fp8(engine.decoder_layers(model))
     readings["packed, compiled, fp8"] = bench.gradient(packed, few)
-    sizes = [size for size in batches if size >= 64]
-    rows += [attempt("packed, compiled, fp8", bench.step(packed), bench.pool, size, steps) for size in sizes]
-    return rows, agreement(readings)
+    yield from ((f"{NOW}, fp8", bench.step(packed), size) for size in batches if size >= usual)
+
+
+def largest_batches(table: pd.DataFrame) -> pd.DataFrame:
+    """The largest batch that takes at most 90 % of this card and of one of 85 GB, by a straight line through the peaks
+    of the batches that fitted in one pass."""
+    card = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else float("nan")
+    rows = []
+    for name, steps in table[table["passes"] == 1].groupby("step", sort=False):
+        if len(steps) > 1:
+            slope, base = np.polyfit(steps["batch"], steps["peak_GB"], 1)
+            row = {"step": name, "base_GB": base, "GB_per_example": slope, "card_GB": card}
+            rows.append(
+                row
+                | {f"largest on {n}": (0.9 * size - base) // slope for n, size in (("this card", card), ("85 GB", 85))}
+            )
+    return pd.DataFrame(rows)
 
 
 def agreement(readings: dict[str, tuple[float, torch.Tensor]]) -> list[dict]:
@@ -211,22 +231,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="measured steps, after three that are not")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    config = load_preset(given.preset).replace(shape_only=given.preset == "llama31_8b", learning_rate=1.0e-4)
+    config = load_preset(given.preset).replace(
+        shape_only=given.preset == "llama31_8b",
+        learning_rate=1.0e-4,
+        gradients_every=0,
+        objective="option3_teacher_forced",
+    )
     torch.manual_seed(0)
     rate = matmul_rate(8_192 if torch.cuda.is_available() else 512)
     bench = Bench(config)
     parameters = sum(parameter.numel() for parameter in bench.lm.model.parameters())
     in_layers = sum(parameter.numel() for parameter in engine.decoder_layers(bench.lm.model).parameters())
-    rows, agreements = measure(bench, config, given.batches, given.steps)
-    table = pd.DataFrame(rows)
-    for name, counted in (("of_matmul_rate", parameters), ("of_matmul_rate_layers_only", in_layers)):
-        table[name] = 4 * counted * table["tokens_per_s"] / rate
+    rows, readings = [], {}
     about = {"matmul_TFLOP_per_s": rate / 1e12, "parameters": parameters, "parameters_in_layers": in_layers}
     about |= {"command": " ".join(["python", *sys.argv]), "date": datetime.date.today().isoformat()}
-    for name, result in (("train_step", table), ("train_step_agreement", pd.DataFrame(agreements))):
-        result.to_csv(given.out / f"{name}.csv", index=False, float_format="%.6g")
-        print(markdown_table(result.round(4)))
     store.write_record(given.out / "train_step.json", config, about)
+    for name, step, batch in steps_of(bench, config, given.batches, readings):
+        rows.append(attempt(name, step, bench, batch, given.steps))
+        table = pd.DataFrame(rows)
+        for column, counted in (("of_matmul_rate", parameters), ("of_matmul_rate_layers_only", in_layers)):
+            table[column] = 4 * counted * table["tokens_per_s"] / rate
+        table.to_csv(given.out / "train_step.csv", index=False, float_format="%.5g")
+    results = {"_largest": largest_batches(table), "_agreement": pd.DataFrame(agreement(readings))}
+    for name, result in results.items():
+        result.to_csv(given.out / f"train_step{name}.csv", index=False, float_format="%.5g")
+    for result in (table, *results.values()):
+        print(markdown_table(result.round(4)))
 
 
 if __name__ == "__main__":

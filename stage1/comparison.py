@@ -162,3 +162,10 @@ def verdict_over(found: Interval, criteria: Mapping[str, float]) -> str:
         return "open: no interval"
     low, high = verdict(found.low, criteria), verdict(found.high, criteria)
     return low if low == high else f"open: from {low} to {high}"
+
+
+def of_this_run(best: pd.Series, config: StudyConfig) -> str:
+    """The verdict on a run's best condition, with its `f1`, `f1_low` and `f1_high`. Random weights get none."""
+    if config.shape_only:
+        return "no verdict: the language model has random weights, so its F1 says nothing"
+    return verdict_over(Interval(best["f1"], best["f1_low"], best["f1_high"]), thresholds(config))

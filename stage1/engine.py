@@ -7,7 +7,7 @@ transformers model whose decoder is a list `layers`, as Llama's is.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,8 @@ from stage1.config import StudyConfig
 from stage1.rows import block_mask, dense_mask
 
 ATTENTION = "packed_or_padded"
+PRE_NORM = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+"""The parts of a decoder layer as Llama, Mistral and Qwen have it."""
 FP8 = torch.float8_e4m3fn
 FP8_LARGEST = torch.finfo(FP8).max
 
@@ -106,8 +108,21 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
+def last_layer(layer: nn.Module, forward: Callable, hidden_states, chosen=None, **kwargs):
+    """The last decoder layer, whose feed-forward part only has to see the positions that the output head will read:
+    `chosen` among B x T. Without them the layer's own `forward`."""
+    if chosen is None:
+        return forward(hidden_states, **kwargs)
+    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+    read = (hidden_states + attended).flatten(0, 1)[None, chosen]
+    return read + layer.mlp(layer.post_attention_layernorm(read))
+
+
 def apply(model: PreTrainedModel, config: StudyConfig) -> None:
     """Set the model up as the config asks, in place."""
+    layers = getattr(model.base_model, "layers", None)
+    if layers is not None and {name for name, _ in layers[-1].named_children()} == PRE_NORM:
+        layers[-1].forward = partial(last_layer, layers[-1], layers[-1].forward)
     if config.matmul == "fp8":
         to_fp8(decoder_layers(model))
     if config.recomputed:

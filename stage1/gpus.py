@@ -27,9 +27,12 @@ LISTED = re.compile(r"^GPU \d+:.*UUID: (GPU-[^)\s]+)\)(?!\n +MIG)|^ +MIG .*UUID:
 
 
 def needed(notebook: str, config: StudyConfig) -> int:
-    """GPUs a notebook runs on where there are any: `processes` to train an adapter, none for the report or on a CPU."""
+    """GPUs a notebook runs on where there are any: `processes` to train an adapter, none for the report or on a CPU,
+    and all that are visible for a model spread over them."""
     if config.device == "cpu" or notebook == "05_report":
         return 0
+    if config.device == "sharded":
+        return max(1, len(visible()))
     return config.processes if notebook == "02_train_adapter" else 1
 
 

@@ -86,9 +86,10 @@ class FrozenLM:
         if begins is not None:
             inputs = engine.packed_inputs(begins, self.model.dtype)
         chosen = where.flatten().nonzero().squeeze(1)  # before the pass: afterwards it would wait for the device
+        inputs |= {"inputs_embeds": embeddings.to(self.model.dtype), "chosen": chosen, "use_cache": False}
         with engine.recomputing(self.model, self.recomputed if torch.is_grad_enabled() else 0.0):
-            output = self.model.base_model(inputs_embeds=embeddings.to(self.model.dtype), use_cache=False, **inputs)
-        return output.last_hidden_state.flatten(0, 1)[chosen]
+            hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
+        return hidden if len(hidden) == len(chosen) else hidden[chosen]
 
     def logits(
         self, embeddings: Float[Tensor, "B T D"], where: Bool[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None = None

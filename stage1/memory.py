@@ -18,8 +18,8 @@ GRAIN = 8
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest multiple of `GRAIN` up to `most` that fits, found by doubling and halving; larger ones are taken not to
-    fit where a smaller one does not. Raises ValueError where `GRAIN` does not."""
+    """The largest multiple of `GRAIN` up to `most` that fits, by doubling and halving: past one that does not fit,
+    none is tried. Raises ValueError where `GRAIN` does not fit."""
     require(fits(GRAIN), "batch_size", "auto", f"memory for {GRAIN} examples at least; try recomputed=1.0")
     low = GRAIN
     while 2 * low <= most and fits(2 * low):

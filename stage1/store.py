@@ -35,7 +35,7 @@ def records_folder() -> Path:
     return Path(os.environ.get("STAGE1_RECORDS", ROOT / "records"))
 
 
-NO_RESULT = ("seeds", "processes", "checkpoint_every", *CRITERIA, "equivalence_margin")
+NO_RESULT = ("seeds", "processes", "micro_batch_size", "checkpoint_every", *CRITERIA, "equivalence_margin")
 """Fields that change no result of a run."""
 NOT_IN_THE_NAME = ("objective", "seed", *NO_RESULT)
 """Fields in which adapters of one run folder may differ (each has a folder of its own in it), and those above."""
