@@ -5,7 +5,7 @@ transformers model whose decoder is a list `layers`, as Llama's is.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 
@@ -17,6 +17,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, apply_rotary_pos_emb
 
 from stage1.config import StudyConfig
 from stage1.rows import block_mask, dense_mask
@@ -118,11 +120,59 @@ def last_layer(layer: nn.Module, forward: Callable, hidden_states, chosen=None, 
     return read + layer.mlp(layer.post_attention_layernorm(read))
 
 
+def fuse(layers: nn.ModuleList) -> None:
+    """Take the projections of Llama's decoder layers that read the same input as one product each: queries, keys and
+    values, and both inputs of the gated activation. Narrow products alone leave a GPU half idle."""
+    for layer in layers:
+        attn, mlp = layer.self_attn, layer.mlp
+        if type(attn) is LlamaAttention and type(mlp) is LlamaMLP and not hasattr(attn, "qkv_proj"):
+            attn.qkv_proj = merged(attn, ("q_proj", "k_proj", "v_proj"))
+            mlp.gate_up_proj = merged(mlp, ("gate_proj", "up_proj"))
+            attn.forward, mlp.forward = partial(fused_attention, attn), partial(fused_mlp, mlp)
+
+
+def merged(module: nn.Module, names: Sequence[str]) -> nn.Linear:
+    """One linear layer with the outputs of several, which the module loses."""
+    parts = [getattr(module, name) for name in names]
+    whole = nn.Linear(1, 1, bias=parts[0].bias is not None)
+    for kind in ("weight", "bias"):
+        if getattr(whole, kind) is not None:
+            joined = torch.cat([getattr(part, kind).detach() for part in parts])
+            setattr(whole, kind, nn.Parameter(joined, requires_grad=False))
+    for name in names:
+        delattr(module, name)
+    return whole
+
+
+def fused_attention(
+    attn: LlamaAttention, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs
+):
+    """`LlamaAttention.forward` with one projection for queries, keys and values."""
+    B, T, _ = hidden_states.shape
+    heads = attn.qkv_proj(hidden_states).view(B, T, -1, attn.head_dim).transpose(1, 2)
+    H, G = attn.config.num_attention_heads, attn.config.num_key_value_heads
+    query, key, value = heads.split([H, G, G], dim=1)
+    query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, attn.layer_idx)
+    attend = ALL_ATTENTION_FUNCTIONS[attn.config._attn_implementation]
+    output, weights = attend(attn, query, key, value, attention_mask, dropout=0.0, scaling=attn.scaling, **kwargs)
+    return attn.o_proj(output.reshape(B, T, -1).contiguous()), weights
+
+
+def fused_mlp(mlp: LlamaMLP, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    """`LlamaMLP.forward` with one projection for both inputs of the gated activation."""
+    gate, up = mlp.gate_up_proj(x).chunk(2, dim=-1)
+    return mlp.down_proj(mlp.act_fn(gate) * up)
+
+
 def apply(model: PreTrainedModel, config: StudyConfig) -> None:
     """Set the model up as the config asks, in place."""
     layers = getattr(model.base_model, "layers", None)
     if layers is not None and {name for name, _ in layers[-1].named_children()} == PRE_NORM:
         layers[-1].forward = partial(last_layer, layers[-1], layers[-1].forward)
+    if config.compiled:
+        fuse(decoder_layers(model))
     if config.matmul == "fp8":
         to_fp8(decoder_layers(model))
     if config.recomputed:
