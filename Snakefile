@@ -25,7 +25,8 @@ RUN, REPORT = f"runs/{PRESET}", f"reports/{PRESET}"
 ADAPTER = RUN + "/adapters/{objective}-seed{seed}"
 ALL = {"objective": list(OBJECTIVES), "seed": list(range(STUDY.seeds))}
 READING = ("almanac", "grammar", "data", "prompts", "language_model", "compress", "generation", "scoring", "plots")
-TRAINING = ("adapter", "objectives", "evaluate", "loss_scale", "train", "study")
+PASSING = ("processes", "rows", "engine", "greedy", "fused_loss", "batches", "memory", "cost")
+TRAINING = ("adapter", "objectives", "evaluate", "loss_scale", "train", "study", *PASSING)
 REPORTING = ("comparison", "results", "evidence", "report_plots")
 SEPARATE = ["01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_report"]
 TRAINED = expand("02_train_adapter-{objective}-seed{seed}", **ALL)
@@ -33,7 +34,7 @@ GPU_RECORDS = [
     *expand("records/full/runs_{budget}.csv", budget=["10000x3", "640x2", "2500x3", "40000x3"]),
     *expand("records/full/{file}", file=["runs_10000x3.parquet", "runs_10000x3.gradients.parquet", "untrained.csv", "balancing.csv"]),
     *expand("records/quick/weights.{kind}", kind=["csv", "gradients.parquet"]),
-    *expand("benchmarks/results/{name}.csv", name=["as_found_padding", "objective_cost"]),
+    *expand("benchmarks/results/{name}.csv", name=["as_found_padding", "objective_cost", "train_step_largest"]),
 ]
 
 
@@ -55,7 +56,7 @@ rule all:
 
 rule data_and_pca:
     input:
-        inputs(*READING, "evaluate"),
+        inputs(*READING, "processes", "rows", "engine", "greedy", "evaluate"),
         notebook="notebooks/01_data_and_pca.ipynb",
     output:
         record=f"{RUN}/01_data_and_pca.json",

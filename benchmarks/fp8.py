@@ -1,8 +1,9 @@
-"""What eight-bit arithmetic does to the answers: adapters trained under a bfloat16 and under an fp8 language model.
+"""What eight-bit arithmetic does to the answers: adapters trained under a language model as it is and in fp8.
 
-    python benchmarks/fp8.py                                  # preset full: some minutes on an H200
-    python benchmarks/fp8.py --preset smoke --seeds 1 --out /tmp/fp8.csv     # does it run?
+    python benchmarks/fp8.py                                                     # preset full, on a GPU
+    python benchmarks/fp8.py --train-examples 2500 --dtype float32               # on two cores, with fp8 emulated
 
+Where there are no fp8 units the same eight bits are multiplied in float32.
 Every adapter, and the original embeddings, are then answered from by both language models on the same test questions.
 Writes `benchmarks/results/fp8.csv`: one row per training, answering model and seed. Selection during training is left
 out, and learning rates are those chosen for the float32 model.
@@ -43,7 +44,12 @@ def trained(config: StudyConfig) -> list[dict]:
     torch.set_num_threads(1)
     prepared = {name: study.prepare(config.replace(matmul=name)) for name in ARITHMETIC}
     adapter, progress = study.train_adapter(prepared[config.matmul], resumable=False)
-    about = {"objective": config.objective, "trained_under": config.matmul, "seed": config.seed}
+    about = {
+        "objective": config.objective,
+        "budget": f"{config.train_examples}x{config.epochs}",
+        "trained_under": config.matmul,
+        "seed": config.seed,
+    }
     about |= {"final_loss": sum(step["loss"] for step in progress.curve[-20:]) / len(progress.curve[-20:])}
     rows = answers(prepared, adapters.decode(adapter, prepared["native"].codebook), **about)
     if config.seed == 0 and config.matmul == "native":
@@ -56,13 +62,16 @@ def main() -> None:
     parser.add_argument("--preset", default="full")
     parser.add_argument("--objective", default="option3_teacher_forced")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train-examples", type=int, default=10_000)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    config = load_preset(given.preset).replace(objective=given.objective, dtype="bfloat16", gradients_every=0)
-    config = config.replace(selection_examples=0, selection_every=0)
+    config = load_preset(given.preset).replace(objective=given.objective, dtype=given.dtype, gradients_every=0)
+    config = config.replace(train_examples=given.train_examples, selection_examples=0, selection_every=0)
     configs = [config.replace(matmul=name, seed=seed) for seed, name in product(range(given.seeds), ARITHMETIC)]
     os.environ["TQDM_DISABLE"] = "1"  # in the processes of the pool
-    with ProcessPoolExecutor(len(configs), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(given.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         rows = []
         for done in as_completed([pool.submit(trained, one) for one in configs]):
             rows += done.result()

@@ -5,9 +5,9 @@ transformers model whose decoder is a list `layers`, as Llama's is.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,8 +17,6 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, apply_rotary_pos_emb
 
 from stage1.config import StudyConfig
 from stage1.rows import block_mask, dense_mask
@@ -110,69 +108,29 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
-def last_layer(layer: nn.Module, forward: Callable, hidden_states, chosen=None, **kwargs):
-    """The last decoder layer, whose feed-forward part only has to see the positions that the output head will read:
-    `chosen` among B x T. Without them the layer's own `forward`."""
-    if chosen is None:
-        return forward(hidden_states, **kwargs)
-    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
-    read = (hidden_states + attended).flatten(0, 1)[None, chosen]
-    return read + layer.mlp(layer.post_attention_layernorm(read))
+@cache
+def trimmed(base: type[nn.Module]) -> type[nn.Module]:
+    """The class of a last decoder layer whose feed-forward part sees only the positions that the output head will read:
+    `chosen` among B x T. Without them it is the layer it was."""
 
+    class LastLayer(base):
+        def forward(self, hidden_states, chosen=None, **kwargs):
+            if chosen is None:
+                return super().forward(hidden_states, **kwargs)
+            attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+            read = (hidden_states + attended).flatten(0, 1)[None, chosen]
+            return read + self.mlp(self.post_attention_layernorm(read))
 
-def fuse(layers: nn.ModuleList) -> None:
-    """Take the projections of Llama's decoder layers that read the same input as one product each: queries, keys and
-    values, and both inputs of the gated activation. Narrow products alone leave a GPU half idle."""
-    for layer in layers:
-        attn, mlp = layer.self_attn, layer.mlp
-        if type(attn) is LlamaAttention and type(mlp) is LlamaMLP and not hasattr(attn, "qkv_proj"):
-            attn.qkv_proj = merged(attn, ("q_proj", "k_proj", "v_proj"))
-            mlp.gate_up_proj = merged(mlp, ("gate_proj", "up_proj"))
-            attn.forward, mlp.forward = partial(fused_attention, attn), partial(fused_mlp, mlp)
-
-
-def merged(module: nn.Module, names: Sequence[str]) -> nn.Linear:
-    """One linear layer with the outputs of several, which the module loses."""
-    parts = [getattr(module, name) for name in names]
-    whole = nn.Linear(1, 1, bias=parts[0].bias is not None)
-    for kind in ("weight", "bias"):
-        if getattr(whole, kind) is not None:
-            joined = torch.cat([getattr(part, kind).detach() for part in parts])
-            setattr(whole, kind, nn.Parameter(joined, requires_grad=False))
-    for name in names:
-        delattr(module, name)
-    return whole
-
-
-def fused_attention(
-    attn: LlamaAttention, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs
-):
-    """`LlamaAttention.forward` with one projection for queries, keys and values."""
-    B, T, _ = hidden_states.shape
-    heads = attn.qkv_proj(hidden_states).view(B, T, -1, attn.head_dim).transpose(1, 2)
-    H, G = attn.config.num_attention_heads, attn.config.num_key_value_heads
-    query, key, value = heads.split([H, G, G], dim=1)
-    query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-    if past_key_values is not None:
-        key, value = past_key_values.update(key, value, attn.layer_idx)
-    attend = ALL_ATTENTION_FUNCTIONS[attn.config._attn_implementation]
-    output, weights = attend(attn, query, key, value, attention_mask, dropout=0.0, scaling=attn.scaling, **kwargs)
-    return attn.o_proj(output.reshape(B, T, -1).contiguous()), weights
-
-
-def fused_mlp(mlp: LlamaMLP, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-    """`LlamaMLP.forward` with one projection for both inputs of the gated activation."""
-    gate, up = mlp.gate_up_proj(x).chunk(2, dim=-1)
-    return mlp.down_proj(mlp.act_fn(gate) * up)
+    return LastLayer
 
 
 def apply(model: PreTrainedModel, config: StudyConfig) -> None:
-    """Set the model up as the config asks, in place."""
-    layers = getattr(model.base_model, "layers", None)
-    if layers is not None and {name for name, _ in layers[-1].named_children()} == PRE_NORM:
-        layers[-1].forward = partial(last_layer, layers[-1], layers[-1].forward)
-    if config.compiled:
-        fuse(decoder_layers(model))
+    """Set the model up as the config asks, in place. Raises ValueError for an architecture that does not allow it."""
+    if config.packed or config.recomputed:
+        decoder_layers(model)  # neither would be missed before the first step, or at all
+    last = getattr(model.base_model, "layers", [None])[-1]
+    if last is not None and {name for name, _ in last.named_children()} == PRE_NORM:
+        last.__class__ = trimmed(type(last))
     if config.matmul == "fp8":
         to_fp8(decoder_layers(model))
     if config.recomputed:

@@ -20,6 +20,7 @@ START = ["initialisation", "output_scaling"]
 """What an adapter is besides its objective."""
 AS_FOUND = ("random", "unit_rms")
 """The adapter of the analysed code."""
+MEASURED = ("as_found_padding", "objective_cost", "train_step_largest")
 BENCHMARKS = store.ROOT / "benchmarks" / "results"
 
 
@@ -48,6 +49,8 @@ class Evidence:
     """`as_found` with its padding taken apart."""
     cost: pd.DataFrame
     """Seconds per step of each objective."""
+    memory: pd.DataFrame
+    """Largest batches of training steps at the shape of Llama-3.1-8B."""
 
     @cached_property
     def best(self) -> pd.Series:
@@ -197,5 +200,5 @@ def load(config: StudyConfig, folder: str = "full", weights: str = "quick", benc
         results.committed(folder, "balancing.csv"),
         results.committed(folder, "runs_10000x3.gradients.parquet"),
         results.committed(weights, "weights.gradients.parquet"),
-        *(pd.read_csv(benchmarks / f"{name}.csv") for name in ("as_found_padding", "objective_cost")),
+        *(pd.read_csv(benchmarks / f"{name}.csv") for name in MEASURED),
     )

@@ -70,12 +70,14 @@ def looking_up(setting: Setting) -> Setting:
     return Setting(setting.lm, ids, setting.config, setting.variance)
 
 
-def embedding_gradients(objective: Objective, adapter: nn.Module, batch: Examples, setting: Setting) -> Vectors:
-    """Each term's gradient at the reconstructed embeddings, one row per vocabulary entry: the adapter works token by
-    token, so the occurrences of a token in the batch add up. Flattened, V times D."""
+def embedding_gradients(
+    objective: Objective, adapter: nn.Module, batch: Examples, setting: Setting
+) -> tuple[Terms, Vectors]:
+    """The terms, and the gradient of each at the reconstructed embeddings, one row per vocabulary entry: the adapter
+    works token by token, so the occurrences of a token in the batch add up. Flattened, V times D."""
     lookup = Lookup(adapters.decode(adapter, setting.codebook))
     terms = objective(lookup, batch, looking_up(setting))
-    return term_gradients(terms, list(lookup.parameters()), keep_graph=False)
+    return terms, term_gradients(terms, list(lookup.parameters()), keep_graph=False)
 
 
 def cosine_to_others(vectors: Vectors, name: str) -> float:

@@ -21,14 +21,16 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     """The largest multiple of `GRAIN` up to `most` that fits, by doubling and halving: past one that does not fit,
     none is tried. Raises ValueError where `GRAIN` does not fit."""
     require(fits(GRAIN), "batch_size", "auto", f"memory for {GRAIN} examples at least; try recomputed=1.0")
-    low = GRAIN
-    while 2 * low <= most and fits(2 * low):
-        low *= 2
-    high = min(2 * low, most + 1)
-    while high - low > GRAIN:
-        middle = (low + high) // 2 // GRAIN * GRAIN
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    low, high = 1, max(2, most // GRAIN + 1)  # in grains: one that fits, and one that does not or is not wanted
+    while 2 * low < high:
+        if not fits(2 * low * GRAIN):
+            high = 2 * low
+        else:
+            low *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * GRAIN) else (low, middle)
+    return low * GRAIN
 
 
 def longest(encoded: Encoded, size: int) -> Examples:

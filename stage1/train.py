@@ -113,18 +113,27 @@ def check_terms(terms: dict[str, float], curve: list[dict], step: int) -> None:
             )
 
 
-def over_passes(loop: Loop, batch: Examples | Tokens) -> Found:
+def at_parameters(loop: Loop, batch: Examples | Tokens) -> tuple[Terms, loss_scale.Vectors]:
+    """The terms, and the gradient of each at the adapter's parameters."""
+    terms = loop.objective(loop.adapter, batch, loop.setting)
+    return terms, loss_scale.term_gradients(terms, list(loop.adapter.parameters()), keep_graph=False)
+
+
+def at_embeddings(loop: Loop, batch: Examples) -> tuple[Terms, loss_scale.Vectors]:
+    """The same at the reconstructed embeddings."""
+    return loss_scale.embedding_gradients(loop.objective, loop.adapter, batch, loop.setting)
+
+
+def over_passes(loop: Loop, batch: Examples | Tokens, read: Callable) -> Found:
     """The terms and their gradients over the batch, from as many passes as `loop.pass_size` asks for."""
     parts = split(batch, math.ceil(len(batch) / loop.pass_size) if loop.pass_size else 1)
     found = Found({}, {})
     for part in parts:
-        terms = loop.objective(loop.adapter, part, loop.setting)
-        gradients = loss_scale.term_gradients(terms, list(loop.adapter.parameters()), keep_graph=False)
-        found = found.joined(terms, gradients)
+        found = found.joined(*read(loop, part))
     return found
 
 
-def measure(loop: Loop, batch: Examples | Tokens) -> Found:
+def measure(loop: Loop, batch: Examples | Tokens, read: Callable = at_parameters) -> Found:
     """The terms and their gradients over the batch of all processes, each reading its own part of it. Where memory runs
     out the part is read again in passes of half the size: the means are those of the whole batch all the same.
 
@@ -136,7 +145,7 @@ def measure(loop: Loop, batch: Examples | Tokens) -> Found:
     while found is None:
         torch.manual_seed(config.seed * 1_000_003 + step)  # for sampled answers
         with suppress(torch.OutOfMemoryError), engine.tensor_cores(config):
-            found = over_passes(loop, mine)
+            found = over_passes(loop, mine, read)
         if found is None:
             loop.pass_size = halved(min(loop.pass_size or len(mine), len(mine)), step)
             torch.cuda.empty_cache()
@@ -180,14 +189,14 @@ def take_step(loop: Loop, batch: Examples | Tokens) -> dict:
     rate = loop.schedule.get_last_lr()[0]
     several = len(gradients) > 1 and (config.gradients_every or config.balancing == "equal_gradient_norms")
     due = several and config.gradients_every and step % config.gradients_every == 0
-    at_embeddings = loss_scale.embedding_gradients(loop.objective, loop.adapter, batch, loop.setting) if due else {}
+    felt = measure(loop, batch, at_embeddings).gradients if due else {}
     loop.optimizer.step()
     loop.schedule.step()
     clip = min(1.0, config.max_grad_norm / max(values["gradient_norm"], 1.0e-12))
     applied = {name: clip * part for name, part in pull.items()} if several else {}
     loop.update.follow(applied)
     if due:
-        rows = loss_scale.readings(terms, gradients, at_embeddings, applied, loop.update)
+        rows = loss_scale.readings(terms, gradients, felt, applied, loop.update)
         loop.progress.gradients += [{"step": step} | one for one in rows]
     return row(terms, values) | {"step": step, "learning_rate": rate}
 
@@ -216,7 +225,9 @@ def set_up(adapter: Adapter, setting: Setting, steps: int, checkpoint: Path | No
     progress = resume(checkpoint, parts | {"update": update}, config)
     optimizer = accelerator.prepare(optimizer)  # the adapter's gradients are summed term by term: it needs no wrapper
     parts = (adapter, optimizer, schedule, accelerator, update, uncertainty, progress)
-    return Loop(setting, find(config.objective), *parts, config.micro_batch_size)
+    objective = find(config.objective)
+    # The size of a pass spares the language model's memory: tokens alone do not pass through it.
+    return Loop(setting, objective, *parts, None if reads_tokens(objective) else config.micro_batch_size)
 
 
 def train(

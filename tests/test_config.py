@@ -122,10 +122,56 @@ def test_a_learning_rate_may_be_left_open(unchecked, rate):
     assert unchecked.StudyConfig(learning_rate=rate).learning_rate == rate
 
 
+@pytest.mark.parametrize("size", [1, 64, "auto"])
+def test_a_batch_size_is_a_number_or_left_to_the_memory(unchecked, size):
+    assert unchecked.StudyConfig(batch_size=size).batch_size == size
+
+
+@pytest.mark.parametrize("size", [None, 1, 64])
+def test_the_size_of_a_pass_is_a_number_or_that_of_the_batch(unchecked, size):
+    assert unchecked.StudyConfig(micro_batch_size=size).micro_batch_size == size
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"batch_size": 0}, ValueError, "batch_size=0: expected one or more"),
+        ({"batch_size": -8}, ValueError, "batch_size=-8: expected one or more"),
+        ({"batch_size": "many"}, TypeError, "batch_size='many' is a str: expected int or 'auto'"),
+        ({"batch_size": "64"}, TypeError, "batch_size='64' is a str: expected int or 'auto'"),
+        ({"batch_size": True}, TypeError, "batch_size=True is a bool: expected int or 'auto'"),
+        ({"batch_size": None}, TypeError, "batch_size=None is a NoneType: expected int or 'auto'"),
+        ({"batch_size": 8.0}, TypeError, "batch_size=8.0 is a float: expected int or 'auto'"),
+        ({"micro_batch_size": 0}, ValueError, "micro_batch_size=0: expected one or more"),
+        ({"micro_batch_size": -1}, ValueError, "micro_batch_size=-1: expected one or more"),
+        ({"micro_batch_size": "auto"}, TypeError, "micro_batch_size='auto' is a str: expected int"),
+        ({"micro_batch_size": True}, TypeError, "micro_batch_size=True is a bool: expected int"),
+        ({"recomputed": 1.01}, ValueError, "recomputed=1.01: expected 0 to 1"),
+        ({"recomputed": -0.1}, ValueError, "recomputed=-0.1: expected 0 to 1"),
+        ({"recomputed": math.nan}, ValueError, "recomputed=nan: expected 0 to 1"),
+        ({"recomputed": True}, TypeError, "recomputed=True is a bool: expected float"),
+        ({"processes": 0}, ValueError, "processes=0: expected one or more"),
+        ({"processes": 2, "device": "sharded"}, ValueError, "processes=2: expected 1 where device='sharded'"),
+        ({"matmul": "fp9"}, ValueError, "matmul='fp9': expected one of 'native', 'fp8'; did you mean 'fp8'?"),
+        ({"packed": 1}, TypeError, "packed=1 is a int: expected bool"),
+        ({"compiled": "true"}, TypeError, "compiled='true' is a str: expected bool (write True or False, capitalised)"),
+    ],
+)
+def test_what_the_engine_and_the_memory_cannot_take_is_refused_in_these_words(unchecked, changes, error, message):
+    with pytest.raises(error) as raised:
+        unchecked.StudyConfig(**changes)
+    assert str(raised.value) == message
+
+
+def test_one_process_may_spread_the_model_and_several_may_not_share_one(unchecked):
+    assert unchecked.StudyConfig(device="sharded", processes=1).device == "sharded"
+    assert unchecked.StudyConfig(device="auto", processes=8).processes == 8
+
+
 @pytest.mark.parametrize("share", [0, 0.0, 0.5, 1, 1.0])
 def test_shares_lie_between_none_and_all(unchecked, share):
-    made = unchecked.StudyConfig(warmup=share, gold_fraction=share)
-    assert (made.warmup, made.gold_fraction) == (share, share)
+    made = unchecked.StudyConfig(warmup=share, gold_fraction=share, recomputed=share)
+    assert (made.warmup, made.gold_fraction, made.recomputed) == (share, share, share)
 
 
 def test_no_suggestion_is_made_where_nothing_is_near():

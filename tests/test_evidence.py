@@ -113,7 +113,9 @@ def test_the_criteria_are_those_of_the_config(read):
         ("m", {}, "depends"),
         ("n", {}, "refuted"),
         ("n", {"codebook": 60.0}, "confirmed"),
-        ("o", {}, "open"),
+        ("o", {}, "depends"),
+        ("o", {"largest": (100, 120)}, "confirmed"),
+        ("o", {"largest": (25, 60)}, "refuted"),
     ],
 )
 def test_a_verdict_turns_with_the_records(read, letter, changes, expected):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from stage1 import language_model
+from stage1.adapter import Adapter, parameter_count
+from stage1.compress import Compression
 from stage1.config import StudyConfig
 from stage1.language_model import FrozenError, FrozenLM, bit_sums, load
 
@@ -115,6 +117,88 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_folder):
     with pytest.raises(ValueError, match="device='cuda'"):
         load(config(tiny_folder).replace(device="cuda"))
     assert load(config(tiny_folder).replace(device="auto")).device.type == "cpu"
+
+
+# ---------------------------------------------------------------- a shape without weights
+
+
+@pytest.fixture
+def shape(folder):
+    """A folder with nothing but a config."""
+    for path in folder.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    return folder
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """Builds models without memory for their weights, whatever their size."""
+    monkeypatch.setattr(language_model, "choose_device", lambda device: torch.device("meta"))
+
+
+def weights(lm) -> dict[str, torch.Tensor]:
+    return dict(lm.model.named_parameters())
+
+
+def test_a_shape_has_the_parameters_of_the_model_it_stands_for_and_other_weights(tiny_folder):
+    real, random = weights(load(config(tiny_folder))), weights(load(config(tiny_folder, shape_only=True)))
+    assert {name: weight.shape for name, weight in random.items()} == {name: w.shape for name, w in real.items()}
+    differ = {name for name in real if not torch.equal(real[name], random[name])}
+    assert differ == {name for name, weight in real.items() if weight.dim() > 1}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_shape_is_frozen_in_evaluation_mode_and_of_the_configs_precision(shape, dtype):
+    lm = load(config(shape, shape_only=True, dtype=dtype))
+    assert {parameter.dtype for parameter in lm.model.parameters()} == {getattr(torch, dtype)}
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+    assert not any(module.training for module in lm.model.modules())
+    hidden = lm.hidden(lm.embed(torch.tensor([[1, 2, 3]])), torch.ones(1, 3, dtype=torch.bool))
+    assert hidden.isfinite().all() and hidden.std() > 0
+
+
+def test_the_data_seed_decides_the_weights_of_a_shape_whatever_was_drawn_before(shape):
+    sums = {}
+    for name, changes in {"one": {}, "again": {}, "seed": {"seed": 1}, "data": {"data_seed": 1}}.items():
+        torch.manual_seed(len(sums))
+        sums[name] = load(config(shape, shape_only=True, **changes)).checksum()
+    assert sums["one"] == sums["again"] == sums["seed"] != sums["data"]
+
+
+def test_a_shape_without_a_tokenizer_takes_the_shipped_one_and_its_end_token(shape, tokenizer):
+    lm = load(config(shape, shape_only=True))
+    assert lm.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert lm.end_tokens == [tokenizer.eos_token_id]
+
+
+def test_a_shape_with_a_tokenizer_takes_its_own(folder, tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["<mine>"])
+    own.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    assert "<mine>" in load(config(folder, shape_only=True)).tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("name", ["shipped", "meta-llama/Llama-3.1-7B", "./nowhere"])
+def test_a_shape_that_is_not_at_hand_is_refused_with_those_that_are(name):
+    with pytest.raises(FileNotFoundError) as raised:
+        load(config(name, shape_only=True))
+    allowed = "a folder with a config.json, or one of Llama-3.1-8B-Instruct where shape_only=True"
+    assert str(raised.value) == f"language_model={name!r}: expected {allowed}"
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-8B-Instruct", "Llama-3.1-8B-Instruct"])
+def test_the_shape_in_the_package_is_the_llama_of_eight_billion_and_its_adapter_that_of_twenty_million(bare, name):
+    """By the hub's name, or by the model's alone; at an eighth of its width."""
+    made = config(name, shape_only=True, compressed_width=512, dtype="bfloat16")
+    lm = load(made)
+    assert sum(parameter.numel() for parameter in lm.model.parameters()) == 8_030_261_248
+    assert lm.embedding_table.shape == (128_256, 4_096) and lm.head.weight.shape == (128_256, 4_096)
+    D, K = lm.embedding_table.shape[1], made.compressed_width
+    with torch.device("meta"):
+        nothing = Compression(torch.zeros(D), torch.zeros(K, D), torch.zeros(D, dtype=torch.float64), 1.0, "PCA")
+        assert parameter_count(Adapter(nothing)) == 19_952_641
 
 
 # ---------------------------------------------------------------- tokens and embeddings

@@ -99,7 +99,7 @@ def test_a_term_that_does_not_depend_on_a_parameter_has_no_gradient_there():
 def test_the_gradient_at_the_embeddings_gives_the_adapters_by_the_chain_rule(world, objective):
     """The adapter sees the loss through its table of embeddings alone: the product of the table's gradient with the
     table's Jacobian is the gradient at its parameters."""
-    at_embeddings = loss_scale.embedding_gradients(find(objective), world.adapter, world.batch, world.setting)
+    _, at_embeddings = loss_scale.embedding_gradients(find(objective), world.adapter, world.batch, world.setting)
     parameters = list(world.adapter.parameters())
     at_parameters = loss_scale.term_gradients(world.terms(objective), parameters)
     assert list(at_embeddings) == list(at_parameters)
@@ -111,7 +111,7 @@ def test_the_gradient_at_the_embeddings_gives_the_adapters_by_the_chain_rule(wor
 
 @pytest.mark.parametrize("objective", SEVERAL_TERMS)
 def test_embeddings_of_tokens_that_no_prompt_has_get_no_gradient(world, objective):
-    got = loss_scale.embedding_gradients(find(objective), world.adapter, world.batch, world.setting)
+    _, got = loss_scale.embedding_gradients(find(objective), world.adapter, world.batch, world.setting)
     rows = {
         name: set(vector.view(len(world.counts), -1).abs().sum(1).nonzero()[:, 0].tolist())
         for name, vector in got.items()

@@ -196,6 +196,47 @@ def test_the_readme_shows_the_records():
     assert model_card.markdown_table(sizes) in readme
 
 
+def shown_benchmarks() -> list[str]:
+    """What the README shows of the benchmarks at the 8B shape, as tables."""
+    step, largest, answers = (
+        pd.read_csv(ROOT / f"benchmarks/results/{name}.csv")
+        for name in ("train_step", "train_step_largest", "generate")
+    )
+    step = step[["step", "batch", "passes", "examples_per_s", "peak_GB", "of_matmul_rate"]].astype({"passes": "Int64"})
+    step = step.round({"examples_per_s": 1, "peak_GB": 1, "of_matmul_rate": 2}).astype(object)
+    largest = largest.drop(columns="card_GB").round({"base_GB": 1, "GB_per_example": 2})
+    counts = dict.fromkeys([name for name in largest.columns if name.startswith("largest")], int)
+    rates = ["examples_per_s", "times_one_at_a_time", "times_batch_32", "peak_GB"]
+    tables = step.where(step.notna(), "out of memory"), largest.astype(counts)
+    return [
+        model_card.markdown_table(table)
+        for table in (*tables, answers[["path", "batch", "questions", *rates]].round(1))
+    ]
+
+
+def test_the_readme_shows_the_benchmarks_at_the_8b_shape():
+    readme = (ROOT / "README.md").read_text()
+    for table in shown_benchmarks():
+        assert table in readme
+    words = " ".join(readme.split())
+    step = pd.read_csv(ROOT / "benchmarks/results/train_step.csv").dropna(subset="examples_per_s")
+    rate = step.set_index(["step", "batch"])["examples_per_s"]
+    found = rate["as found"].iloc[-1]
+    for name, text in (
+        ("packed, compiled", "At batch 64 a step is {:.2f} times"),
+        ("packed, compiled, fp8", "and {:.2f} times"),
+    ):
+        assert text.format(rate[name, 64] / found) in words
+    error = pd.read_csv(ROOT / "benchmarks/results/train_step_agreement.csv", index_col="path")["gradient_error"]
+    assert f"relative error against float32 is then {error['packed, compiled, fp8']:.2f}" in words
+    assert f"has {error['packed, compiled']:.3f} packed and {error['padded rows']:.3f} in padded rows" in words
+    option1 = pd.read_csv(ROOT / "benchmarks/results/option1.csv", index_col=["path", "precision"])
+    counts = option1.loc["from counts"]
+    assert f"10,000 prompts train in {counts.loc['tf32', 'seconds']:.1f} s" in words
+    assert f"{counts.loc['float32', 'times_per_prompt']:.1f} times as fast" in words
+    assert f"within {100 * counts['fvu_difference'].abs().max():.1f} %" in words
+
+
 def test_the_readme_shows_the_gpu_records():
     readme = (ROOT / "README.md").read_text()
     words = " ".join(readme.split())

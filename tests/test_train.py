@@ -684,6 +684,184 @@ def test_an_interrupted_training_keeps_its_readings_and_its_balance(bench, tmp_p
     assert progress.gradients == expected.gradients and len(progress.gradients) == (6 if every else 0)
 
 
+# ---------------------------------------------------------------- passes, and memory that runs out
+
+PASSED = ["answer_ce", "option3_teacher_forced", "option2_prompt_ce", "option2_on_policy"]
+
+
+def count_passes(monkeypatch, objective: str, room: int = 1_000, at: int = 0) -> list[Examples]:
+    """Let the objective run out of memory for more than `room` examples, from its `at`-th call on; the batches it has
+    worked through."""
+    original, seen, calls = OBJECTIVES[objective], [], iter(range(1_000))
+
+    def short_of_memory(adapter, batch: Examples, setting: Setting):
+        if next(calls) >= at and len(batch) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        seen.append(batch)
+        return original(adapter, batch, setting)
+
+    monkeypatch.setitem(OBJECTIVES, objective, short_of_memory)
+    return seen
+
+
+def assert_same_training(one: tuple[dict, Progress], other: tuple[dict, Progress]) -> None:
+    """The same but for the rounding of sums in another order. AdamW divides by the size of a gradient, so that where it
+    is next to nothing its rounding weighs more."""
+    (weights, progress), (expected_weights, expected) = one, other
+    for row, wanted in zip(without_seconds(progress.curve), without_seconds(expected.curve), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-5, abs=1e-7)  # a divergence is a difference of numbers near 8
+    for name, tensor in expected_weights.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("objective", PASSED)
+def test_passes_of_any_size_train_what_the_whole_batch_does(bench, objective, size, packed):
+    config = BASE.replace(objective=objective, packed=packed)
+    assert_same_training(bench.train(config.replace(micro_batch_size=size)), bench.train(config))
+
+
+def test_an_objective_that_passes_nothing_through_the_language_model_takes_its_tokens_at_once(bench, monkeypatch):
+    original, seen = OBJECTIVES["option1_reconstruction"], []
+
+    def watched(adapter, batch: Tokens, setting: Setting):
+        seen.append(len(batch))
+        return original(adapter, batch, setting)
+
+    monkeypatch.setitem(OBJECTIVES, "option1_reconstruction", watched)
+    bench.train(BASE.replace(objective="option1_reconstruction", micro_batch_size=1))
+    assert len(seen) == 8 and min(seen) > 8
+
+
+def test_a_pass_takes_as_many_examples_as_the_config_says_or_fewer(bench, monkeypatch):
+    seen = count_passes(monkeypatch, "answer_ce")
+    bench.train(BASE.replace(objective="answer_ce", micro_batch_size=3, epochs=1))
+    assert sorted(map(len, seen[:3])) == [2, 3, 3] and [len(batch) for batch in seen[9:]] == [3, 3]
+
+
+@pytest.mark.parametrize("size", [8, 100])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_where_a_batch_fits_one_pass_not_a_bit_changes(bench, objective, size):
+    config = BASE.replace(objective=objective, temperature=1.0)
+    (whole, expected), (passed, progress) = bench.train(config), bench.train(config.replace(micro_batch_size=size))
+    assert same_weights(whole, passed)
+    assert without_seconds(progress.curve) == without_seconds(expected.curve)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("objective", PASSED)
+def test_where_memory_runs_out_training_goes_on_in_halves_to_the_same_end(
+    bench, monkeypatch, capsys, objective, at, packed
+):
+    """From the first step or the third one on; a message says it once."""
+    config = BASE.replace(objective=objective, packed=packed)
+    expected = bench.train(config)
+    assert "memory" not in capsys.readouterr().out
+    seen = count_passes(monkeypatch, objective, room=4, at=at)
+    assert_same_training(bench.train(config), expected)
+    sizes = [[8]] * at + [[4, 4], [4, 4], [4, 4], [3, 3]][at:] + [[4, 4], [4, 4], [4, 4], [3, 3]]
+    assert [len(batch) for batch in seen] == [size for step in sizes for size in step]
+    said = capsys.readouterr().out
+    assert said.count(f"step {at}: memory runs out with 8 examples at a time; going on with 4") == 1
+    assert said.count("memory runs out") == 1
+
+
+def test_memory_may_run_out_again_and_again(bench, monkeypatch, capsys):
+    config = BASE.replace(objective="answer_ce")
+    expected = bench.train(config)
+    seen = count_passes(monkeypatch, "answer_ce", room=1)
+    assert_same_training(bench.train(config), expected)
+    assert [len(batch) for batch in seen] == [1] * 2 * N
+    said = capsys.readouterr().out
+    assert [f"with {size} examples" in said for size in (8, 4, 2, 1)] == [True, True, True, False]
+    assert said.count("memory runs out") == 3
+
+
+def test_memory_that_runs_out_in_a_later_pass_loses_and_repeats_none(bench, monkeypatch):
+    """The first half was worked through already when the second one fails."""
+    config = BASE.replace(objective="answer_ce", micro_batch_size=4)
+    expected = bench.train(config)
+    original, calls = OBJECTIVES["answer_ce"], iter(range(1_000))
+
+    def fails_once(adapter, batch: Examples, setting: Setting):
+        if next(calls) == 3:
+            raise torch.OutOfMemoryError
+        return original(adapter, batch, setting)
+
+    monkeypatch.setitem(OBJECTIVES, "answer_ce", fails_once)
+    assert_same_training(bench.train(config), expected)
+
+
+@pytest.mark.parametrize(
+    "fraction, kept", [(0.25, [2, 2, 2, 2]), (0.5, [4, 4, 4, 3]), (0.0, [0] * 4), (1.0, [8, 8, 8, 6])]
+)
+def test_on_policy_the_share_of_gold_answers_is_that_of_the_batch_in_passes_too(bench, monkeypatch, fraction, kept):
+    asked, own = [], objectives.generate_own
+
+    def watched(adapter, prompts, setting):
+        asked.append(len(prompts))
+        return own(adapter, prompts, setting)
+
+    monkeypatch.setattr(objectives, "generate_own", watched)
+    seen = count_passes(monkeypatch, "option2_on_policy", room=2)
+    bench.train(BASE.replace(objective="option2_on_policy", gold_fraction=fraction, epochs=1))
+    sizes = [len(batch) for batch in seen]
+    assert len(sizes) == len(asked) == 15 and max(sizes) == 2
+    for step, gold in enumerate(kept):
+        part = slice(4 * step, min(4 * step + 4, 15))
+        assert sum(sizes[part]) - sum(asked[part]) == gold
+        assert sum(sum(batch.keeps_gold) for batch in seen[part]) == gold
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_one_example_that_does_not_fit_stops_the_training_by_its_step(bench, monkeypatch, at):
+    count_passes(monkeypatch, "answer_ce", room=0, at=at)
+    config = BASE.replace(objective="answer_ce")
+    with pytest.raises(TrainingError, match=rf"^step {at}: memory runs out with one example at a time; try recomputed"):
+        bench.train(config)
+
+
+def test_an_error_that_is_not_of_memory_is_no_reason_to_try_again(bench, monkeypatch):
+    def answer_ce(adapter, batch: Examples, setting: Setting):
+        raise RuntimeError("something else")
+
+    monkeypatch.setitem(OBJECTIVES, "answer_ce", answer_ce)
+    with pytest.raises(RuntimeError, match="something else"):
+        bench.train(BASE.replace(objective="answer_ce"))
+
+
+def test_where_memory_ran_out_an_interrupted_training_ends_as_an_uninterrupted_one_does(bench, tmp_path, monkeypatch):
+    config, checkpoint = BASE.replace(objective="option3_teacher_forced"), tmp_path / "checkpoint.pt"
+    count_passes(monkeypatch, config.objective, room=4)
+    whole = bench.train(config)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_objective(patch, config.objective, 12)
+        bench.train(config, checkpoint=checkpoint)
+    assert_same_training(bench.train(config, checkpoint=checkpoint), whole)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_terms_are_balanced_over_the_whole_batch_and_not_pass_by_pass(bench, rule):
+    config = BASE.replace(objective="option3_teacher_forced", balancing=rule, initialisation="random")
+    assert_same_training(bench.train(config.replace(micro_batch_size=3)), bench.train(config))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_readings_of_the_gradients_fit_where_the_step_does(bench, monkeypatch, rule):
+    config = BASE.replace(
+        objective="option3_teacher_forced", gradients_every=3, balancing=rule, initialisation="random"
+    )
+    _, expected = bench.train(config)
+    seen = count_passes(monkeypatch, config.objective, room=4)
+    _, progress = bench.train(config)
+    assert max(map(len, seen)) == 4 and len(progress.gradients) == len(expected.gradients) == 6
+    for row, wanted in zip(progress.gradients, expected.gradients, strict=True):
+        assert row.pop("term") == wanted.pop("term")
+        assert row == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+
+
 # ---------------------------------------------------------------- learning
 
 
