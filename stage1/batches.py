@@ -1,4 +1,4 @@
-"""What each training step reads, and how it is dealt out to processes and to passes through the language model.
+"""What each training step reads, how it is dealt out to processes and passes, and how their findings add up.
 
 A batch depends on the config and the step alone, so every process can make it for itself, and an interrupted training
 goes on with the batch it would have read.
@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
+from stage1 import processes
 from stage1.config import StudyConfig
-from stage1.objectives import Examples, Tokens
+from stage1.loss_scale import Vectors
+from stage1.objectives import Examples, Terms, Tokens
 from stage1.prompts import Encoded
 
 
@@ -66,3 +68,39 @@ def split(batch: Examples | Tokens, parts: int) -> list[Examples | Tokens]:
         return [Tokens(batch.ids[part::parts], batch.counts[part::parts]) for part in range(min(parts, len(batch.ids)))]
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(batch.prompts, batch.answers, strict=True)]
     return [batch.chosen(hand) for hand in deal(lengths, parts) if hand]
+
+
+class Found(NamedTuple):
+    """The terms of a batch, detached, and the gradient of each, unweighted."""
+
+    terms: Terms
+    gradients: Vectors
+
+    def joined(self, terms: Terms, gradients: Vectors) -> "Found":
+        """Together with another part of the batch: means over the supervised tokens of both. A first part stays as it
+        is, bit for bit."""
+        if not self.terms:
+            return Found({name: term._replace(value=term.value.detach()) for name, term in terms.items()}, gradients)
+        joined = {name: term.tokens + terms[name].tokens for name, term in self.terms.items()}
+        shares = {name: terms[name].tokens / tokens for name, tokens in joined.items()}
+        values = {name: term.value.lerp(terms[name].value.detach(), shares[name]) for name, term in self.terms.items()}
+        means = {name: term._replace(value=values[name], tokens=joined[name]) for name, term in self.terms.items()}
+        return Found(means, {name: self.gradients[name].lerp(gradients[name], shares[name]) for name in gradients})
+
+    def over_processes(self, counts: bool) -> "Found":
+        """The means over all processes' parts, of which this one `counts` or is a repetition that fills a gap."""
+        if processes.count() == 1:
+            return self
+        tokens = torch.tensor([counts * term.tokens for term in self.terms.values()], device=self.device)
+        everyone = processes.summed(tokens.clone()).tolist()
+        shares = dict(zip(self.terms, (tokens / torch.tensor(everyone, device=self.device)).tolist(), strict=True))
+        values = processes.summed(torch.stack([shares[name] * term.value for name, term in self.terms.items()]))
+        terms = {
+            name: term._replace(value=value, tokens=number)
+            for (name, term), value, number in zip(self.terms.items(), values, everyone, strict=True)
+        }
+        return Found(terms, {name: processes.summed(shares[name] * g) for name, g in self.gradients.items()})
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.gradients.values())).device

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from stage1 import engine, loss_scale, processes, store
 from stage1.adapter import Adapter
-from stage1.batches import examples_at, occurring, split, steps_per_epoch, tokens_at
+from stage1.batches import Found, examples_at, occurring, split, steps_per_epoch, tokens_at
 from stage1.config import StudyConfig, require
 from stage1.objectives import Examples, Objective, Setting, Terms, Tokens, find, reads_tokens, total
 from stage1.prompts import Encoded
@@ -64,42 +63,6 @@ class Loop:
     progress: Progress
     pass_size: int | None
     """Examples that a process passes through the language model at a time; None: all that it has."""
-
-
-class Found(NamedTuple):
-    """The terms of a batch, detached, and the gradient of each, unweighted."""
-
-    terms: Terms
-    gradients: loss_scale.Vectors
-
-    def joined(self, terms: Terms, gradients: loss_scale.Vectors) -> "Found":
-        """Together with another part of the batch: means over the supervised tokens of both. A first part stays as it
-        is, bit for bit."""
-        if not self.terms:
-            return Found({name: term._replace(value=term.value.detach()) for name, term in terms.items()}, gradients)
-        joined = {name: term.tokens + terms[name].tokens for name, term in self.terms.items()}
-        shares = {name: terms[name].tokens / tokens for name, tokens in joined.items()}
-        values = {name: term.value.lerp(terms[name].value.detach(), shares[name]) for name, term in self.terms.items()}
-        means = {name: term._replace(value=values[name], tokens=joined[name]) for name, term in self.terms.items()}
-        return Found(means, {name: self.gradients[name].lerp(gradients[name], shares[name]) for name in gradients})
-
-    def over_processes(self, counts: bool) -> "Found":
-        """The means over all processes' parts, of which this one `counts` or is a repetition that fills a gap."""
-        if processes.count() == 1:
-            return self
-        tokens = torch.tensor([counts * term.tokens for term in self.terms.values()], device=self.device)
-        everyone = processes.summed(tokens.clone()).tolist()
-        shares = dict(zip(self.terms, (tokens / torch.tensor(everyone, device=self.device)).tolist(), strict=True))
-        values = processes.summed(torch.stack([shares[name] * term.value for name, term in self.terms.items()]))
-        terms = {
-            name: term._replace(value=value, tokens=number)
-            for (name, term), value, number in zip(self.terms.items(), values, everyone, strict=True)
-        }
-        return Found(terms, {name: processes.summed(shares[name] * g) for name, g in self.gradients.items()})
-
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.gradients.values())).device
 
 
 def check_terms(terms: dict[str, float], curve: list[dict], step: int) -> None:
