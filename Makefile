@@ -4,7 +4,7 @@ PRESET ?= quick
 CORES ?= 2
 PYTHON ?= python3
 BIN := .venv/bin
-HERE = --cores $(CORES) --resources gpu=$$($(BIN)/python -m stage1.gpus)
+HERE = --cores $(CORES) --resources gpu=$$($(BIN)/python -m stage1.machine.gpus)
 SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" snakemake $(if $(PROFILE),--profile $(PROFILE),$(HERE)) \
 	--nolock --rerun-incomplete --quiet progress
 

@@ -9,9 +9,12 @@
 
 from snakemake.exceptions import WorkflowError
 
-from stage1 import gpus
+from pathlib import Path
+
 from stage1.config import load_preset
-from stage1.objectives import OBJECTIVES
+from stage1.machine import gpus
+from stage1.names import OBJECTIVES
+from stage1.report.dependencies import package_files
 
 PRESET = config.get("preset", "quick")
 GIVEN = {name: config[name] for name in ("seeds", "processes") if name in config}
@@ -24,10 +27,6 @@ TOGETHER = f" -p processes {config['processes']}" if "processes" in config else 
 RUN, REPORT = f"runs/{PRESET}", f"reports/{PRESET}"
 ADAPTER = RUN + "/adapters/{objective}-seed{seed}"
 ALL = {"objective": list(OBJECTIVES), "seed": list(range(STUDY.seeds))}
-READING = ("almanac", "grammar", "data", "prompts", "language_model", "compress", "generation", "scoring", "plots")
-PASSING = ("processes", "rows", "engine", "greedy", "fused_loss", "batches", "memory", "cost")
-TRAINING = ("adapter", "objectives", "evaluate", "loss_scale", "train", "study", *PASSING)
-REPORTING = ("comparison", "results", "evidence", "report_plots")
 SEPARATE = ["01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_report"]
 TRAINED = expand("02_train_adapter-{objective}-seed{seed}", **ALL)
 GPU_RECORDS = [
@@ -38,11 +37,11 @@ GPU_RECORDS = [
 ]
 
 
-def inputs(*modules):
-    """What every step depends on besides its notebook; editing any of it runs the step again."""
-    names = ("config", "store", "gpus", "notebooks", "pages", "formulas", *modules)
-    assets = ("almanac.yaml", "almanac-lm/model.safetensors", "page/index.html.j2", "page/style.css")
-    return [f"configs/{PRESET}.yaml", *(f"stage1/assets/{a}" for a in assets), *(f"stage1/{n}.py" for n in names)]
+def inputs(notebook):
+    """What a step depends on besides records: its notebook, what that imports, the preset and the package's assets."""
+    path = f"notebooks/{notebook}.ipynb"
+    assets = sorted(str(path) for path in Path("stage1/assets").rglob("*") if path.is_file())
+    return [path, f"configs/{PRESET}.yaml", *package_files(Path(path)), *assets]
 
 
 localrules:
@@ -56,8 +55,7 @@ rule all:
 
 rule data_and_pca:
     input:
-        inputs(*READING, "processes", "rows", "engine", "greedy", "evaluate"),
-        notebook="notebooks/01_data_and_pca.ipynb",
+        inputs("01_data_and_pca"),
     output:
         record=f"{RUN}/01_data_and_pca.json",
         predictions=f"{RUN}/01_data_and_pca.parquet",
@@ -68,14 +66,12 @@ rule data_and_pca:
     resources:
         gpu=gpus.needed("01_data_and_pca", STUDY),
     shell:
-        "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}"
 
 
 rule train_adapter:
     input:
-        inputs(*READING, *TRAINING),
-        notebook="notebooks/02_train_adapter.ipynb",
-        rates="stage1/assets/learning_rates.csv",
+        inputs("02_train_adapter"),
     output:
         record=ADAPTER + "/record.json",
         curve=ADAPTER + "/curve.parquet",
@@ -88,15 +84,14 @@ rule train_adapter:
     resources:
         gpu=gpus.needed("02_train_adapter", STUDY),
     shell:
-        "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}"
         " -p objective {wildcards.objective} -p seed {wildcards.seed}{TOGETHER}"
 
 
 rule generation_eval:
     input:
-        inputs(*READING, *TRAINING, "comparison", "results"),
+        inputs("03_generation_eval"),
         expand(ADAPTER + "/{file}", file=["record.json", "curve.parquet", "answers.parquet"], **ALL),
-        notebook="notebooks/03_generation_eval.ipynb",
     output:
         record=f"{RUN}/03_generation_eval.json",
         answers=f"{RUN}/03_generation_eval.parquet",
@@ -107,15 +102,14 @@ rule generation_eval:
     resources:
         gpu=gpus.needed("03_generation_eval", STUDY),
     shell:
-        "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}{FEWER}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}{FEWER}"
 
 
 rule loss_magnitude:
     input:
-        inputs(*READING, *TRAINING, *REPORTING),
+        inputs("04_loss_magnitude"),
         GPU_RECORDS,
         expand(ADAPTER + "/record.json", **ALL),
-        notebook="notebooks/04_loss_magnitude.ipynb",
     output:
         record=f"{RUN}/04_loss_magnitude.json",
         page=f"{REPORT}/04_loss_magnitude.html",
@@ -124,22 +118,21 @@ rule loss_magnitude:
     resources:
         gpu=gpus.needed("04_loss_magnitude", STUDY),
     shell:
-        "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}{FEWER}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}{FEWER}"
 
 
 rule report:
     input:
-        inputs("objectives", "scoring", "evaluate", "plots", *REPORTING, "claims", "decision"),
+        inputs("05_report"),
         GPU_RECORDS,
         this_run=f"{RUN}/03_generation_eval.json",
-        notebook="notebooks/05_report.ipynb",
     output:
         record=f"{RUN}/05_report.json",
         page=f"{REPORT}/05_report.html",
     log:
         f"{RUN}/notebooks/05_report.ipynb",
     shell:
-        "python -m stage1.notebooks {input.notebook} {PRESET} {output.page}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}"
 
 
 rule index:
@@ -150,4 +143,4 @@ rule index:
     params:
         executed=expand(RUN + "/notebooks/{page}.ipynb", page=[SEPARATE[0], *TRAINED, *SEPARATE[1:]]),
     shell:
-        "python -m stage1.pages index {REPORT} {PRESET} {params.executed}"
+        "python -m stage1.report.pages index {REPORT} {PRESET} {params.executed}"

@@ -20,10 +20,11 @@ import pandas as pd
 import torch
 
 from stage1 import adapter as adapters
-from stage1 import store, study
+from stage1 import store
 from stage1.config import StudyConfig, load_preset
-from stage1.evaluate import evaluate
-from stage1.model_card import markdown_table
+from stage1.evaluation.conditions import evaluate
+from stage1.pretrain.model_card import markdown_table
+from stage1.study import study
 
 RESULTS = Path(__file__).parent / "results" / "fp8.csv"
 ARITHMETIC = ("native", "fp8")
@@ -50,10 +51,14 @@ def trained(config: StudyConfig) -> list[dict]:
         "trained_under": config.matmul,
         "seed": config.seed,
     }
-    about |= {"final_loss": sum(step["loss"] for step in progress.curve[-20:]) / len(progress.curve[-20:])}
+    about |= {
+        "final_loss": sum(step["loss"] for step in progress.curve[-20:]) / len(progress.curve[-20:])
+    }
     rows = answers(prepared, adapters.decode(adapter, prepared["native"].codebook), **about)
     if config.seed == 0 and config.matmul == "native":
-        rows += answers(prepared, prepared["native"].lm.embedding_table, objective="original embeddings", seed=0)
+        rows += answers(
+            prepared, prepared["native"].lm.embedding_table, objective="original embeddings", seed=0
+        )
     return rows
 
 
@@ -67,15 +72,26 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    config = load_preset(given.preset).replace(objective=given.objective, dtype=given.dtype, gradients_every=0)
-    config = config.replace(train_examples=given.train_examples, selection_examples=0, selection_every=0)
-    configs = [config.replace(matmul=name, seed=seed) for seed, name in product(range(given.seeds), ARITHMETIC)]
+    config = load_preset(given.preset).replace(
+        objective=given.objective, dtype=given.dtype, gradients_every=0
+    )
+    config = config.replace(
+        train_examples=given.train_examples, selection_examples=0, selection_every=0
+    )
+    configs = [
+        config.replace(matmul=name, seed=seed)
+        for seed, name in product(range(given.seeds), ARITHMETIC)
+    ]
     os.environ["TQDM_DISABLE"] = "1"  # in the processes of the pool
-    with ProcessPoolExecutor(given.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        given.processes, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         rows = []
         for done in as_completed([pool.submit(trained, one) for one in configs]):
             rows += done.result()
-            table = pd.DataFrame(rows).sort_values(["objective", "trained_under", "answered_by", "seed"])
+            table = pd.DataFrame(rows).sort_values(
+                ["objective", "trained_under", "answered_by", "seed"]
+            )
             store.traced(table).to_csv(given.out, index=False, float_format="%.5g")
     print(markdown_table(table.round(3)))
 

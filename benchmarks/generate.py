@@ -29,16 +29,22 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from stage1 import data, language_model, store
+from stage1 import store
 from stage1.config import StudyConfig, load_preset
-from stage1.generation import by_length, generate_ids
-from stage1.greedy import by_prefix, greedy_ids
-from stage1.language_model import FrozenLM
-from stage1.model_card import markdown_table
-from stage1.prompts import encode
+from stage1.corpus import data
+from stage1.corpus.prompts import encode
+from stage1.model import language_model
+from stage1.model.generation import by_length, generate_ids
+from stage1.model.greedy import by_prefix, greedy_ids
+from stage1.model.language_model import FrozenLM
+from stage1.pretrain.model_card import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "generate.csv"
-PLAIN, ONE, UNSHARED = "generate, plain batches", "generate, one at a time", "greedy, nothing shared"
+PLAIN, ONE, UNSHARED = (
+    "generate, plain batches",
+    "generate, one at a time",
+    "greedy, nothing shared",
+)
 NEW_TOKENS = 20
 Rows = dict[int, list[int]]
 
@@ -57,7 +63,10 @@ def ways(sizes: list[int]) -> list[Way]:
     plain = [Way(PLAIN, 32, generate_ids, by_length), Way(ONE, 1, generate_ids, by_length)]
     unshared = partial(greedy_ids, share=False)
     own = [
-        (Way(UNSHARED, size, unshared, by_length), Way("greedy, sharing", size, greedy_ids, by_prefix))
+        (
+            Way(UNSHARED, size, unshared, by_length),
+            Way("greedy, sharing", size, greedy_ids, by_prefix),
+        )
         for size in sizes
     ]
     return [*plain, *chain.from_iterable(own)]
@@ -80,7 +89,10 @@ def read_prompts(source: str, count: int, lm: FrozenLM, config: StudyConfig) -> 
         examples = data.rows(config.replace(data=source, test_examples=count), "test")
     else:
         splits = data.read_source(source)
-        split = next((splits[name] for name in ("validation", "test") if name in splits), splits[next(iter(splits))])
+        split = next(
+            (splits[name] for name in ("validation", "test") if name in splits),
+            splits[next(iter(splits))],
+        )
         examples = split.select(range(min(count, len(split)))).to_list()
     return encode(examples, lm.tokenizer, config).prompts
 
@@ -96,7 +108,9 @@ def answer(lm: FrozenLM, way: Way, prompts: dict[int, list[int]]) -> tuple[Rows,
     places, asked = list(prompts), list(prompts.values())
     rows: Rows = {}
     try:
-        way.decode(lm, [asked[i] for i in way.arrange(asked, way.batch)[0]], lm.embed, 2)  # to warm up
+        way.decode(
+            lm, [asked[i] for i in way.arrange(asked, way.batch)[0]], lm.embed, 2
+        )  # to warm up
         if lm.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         begin = clock(lm)
@@ -127,28 +141,48 @@ def compare(lm: FrozenLM, prompts: list[list[int]], plain: Rows, rows: Rows) -> 
     differ = [i for i in both if plain[i] != rows[i]]
     share = 1 - len(differ) / len(both) if both else math.nan
     gaps = [gap(lm, prompts[i], plain[i], rows[i]) for i in differ]
-    return {"same_answers_as_plain": share, "compared": len(both), "largest_gap": max(gaps, default=math.nan)}
+    return {
+        "same_answers_as_plain": share,
+        "compared": len(both),
+        "largest_gap": max(gaps, default=math.nan),
+    }
 
 
 def with_ratios(measured: list[dict]) -> pd.DataFrame:
     """One row per path and batch, and how many times the questions per second of both plain ones it answers."""
     table = pd.DataFrame(measured)
     table.insert(4, "examples_per_s", table["questions"] / table["seconds"])
-    for place, (name, path) in enumerate({"times_one_at_a_time": ONE, "times_batch_32": PLAIN}.items()):
+    for place, (name, path) in enumerate(
+        {"times_one_at_a_time": ONE, "times_batch_32": PLAIN}.items()
+    ):
         plain = table.loc[table["path"] == path, "examples_per_s"]
-        table.insert(5 + place, name, table["examples_per_s"] / (plain.iloc[0] if len(plain) else math.nan))
+        table.insert(
+            5 + place, name, table["examples_per_s"] / (plain.iloc[0] if len(plain) else math.nan)
+        )
     return table.round(4)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="llama31_8b")
-    parser.add_argument("--shape-only", action="store_true", help="random weights in the shape of the preset's model")
-    parser.add_argument("--data", help="a SQuAD JSON file, a folder, a hub id or almanac; random prompts without it")
+    parser.add_argument(
+        "--shape-only",
+        action="store_true",
+        help="random weights in the shape of the preset's model",
+    )
+    parser.add_argument(
+        "--data", help="a SQuAD JSON file, a folder, a hub id or almanac; random prompts without it"
+    )
     parser.add_argument("--questions", type=int, default=10_570, help="for our own decoding")
-    parser.add_argument("--unshared", type=int, default=2_048, help="of these, how many where nothing is shared")
-    parser.add_argument("--plain", type=int, default=256, help="of these, how many for plain batches of 32")
-    parser.add_argument("--alone", type=int, default=12, help="of those, how many for one prompt at a time")
+    parser.add_argument(
+        "--unshared", type=int, default=2_048, help="of these, how many where nothing is shared"
+    )
+    parser.add_argument(
+        "--plain", type=int, default=256, help="of these, how many for plain batches of 32"
+    )
+    parser.add_argument(
+        "--alone", type=int, default=12, help="of those, how many for one prompt at a time"
+    )
     parser.add_argument("--fast-batch", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -180,7 +214,10 @@ def main() -> None:
     prompts = squad_like(given.questions, len(lm.embedding_table))
     if given.data:
         prompts = read_prompts(given.data, given.questions, lm, config)
-    origin = {"command": shlex.join(sys.argv), "date": datetime.now(UTC).isoformat(timespec="minutes")}
+    origin = {
+        "command": shlex.join(sys.argv),
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+    }
     store.write_json(given.out.with_suffix(".json"), origin | {"provenance": store.provenance()})
     measured = []
     for row in measure(lm, prompts, given):

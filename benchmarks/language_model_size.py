@@ -16,31 +16,42 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stage1 import almanac, generation, pretrain
 from stage1.config import StudyConfig
-from stage1.language_model import FrozenLM, load
-from stage1.prompts import encode
+from stage1.corpus import almanac
+from stage1.corpus.prompts import encode
+from stage1.model import generation
+from stage1.model.language_model import FrozenLM, load
+from stage1.pretrain import train
 
 
 def train(folder: Path, shapes: list[str], options: dict) -> None:
-    prepared = pretrain.prepare(folder / "tokenizer", pretrain.PretrainConfig(**options))
+    prepared = train.prepare(folder / "tokenizer", train.PretrainConfig(**options))
     for shape in shapes:
         width, depth = map(int, shape.split("x"))
-        config = pretrain.PretrainConfig(width=width, depth=depth, **options)
-        record = pretrain.run(folder / shape, config, prepared)
-        print(shape, [round(score["f1"]["mean"], 1) for score in record["scores"]], record["seconds"], flush=True)
+        config = train.PretrainConfig(width=width, depth=depth, **options)
+        record = train.run(folder / shape, config, prepared)
+        print(
+            shape,
+            [round(score["f1"]["mean"], 1) for score in record["scores"]],
+            record["seconds"],
+            flush=True,
+        )
         torch.compiler.reset()
         gc.collect()
 
 
-def training_rate(lm: FrozenLM, prompts: list[list[int]], repeats: int = 8, batch: int = 32) -> float:
+def training_rate(
+    lm: FrozenLM, prompts: list[list[int]], repeats: int = 8, batch: int = 32
+) -> float:
     """Examples/s of a forward and backward pass to the input embeddings, the last 5 positions through the head."""
     ids, mask = generation.left_pad(prompts[:batch], lm.pad_token)
     embeddings = lm.embed(ids).detach().requires_grad_()
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        hidden = lm.model.model(inputs_embeds=embeddings, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        hidden = lm.model.model(
+            inputs_embeds=embeddings, attention_mask=mask.long(), use_cache=False
+        ).last_hidden_state
         lm.model.lm_head(hidden[:, -5:]).logsumexp(-1).sum().backward()
         times.append(time.perf_counter() - begin)
     return batch / pd.Series(times[1:]).median()
@@ -59,9 +70,14 @@ def measure(folder: Path) -> pd.DataFrame:
     torch.set_num_threads(1)
     config, rows = StudyConfig(device="cpu"), []
     for path in sorted(folder.glob("*x*/training.json")):
-        record, lm = json.loads(path.read_text()), load(config.replace(language_model=str(path.parent)))
+        record, lm = (
+            json.loads(path.read_text()),
+            load(config.replace(language_model=str(path.parent))),
+        )
         prompts = encode(almanac.table(192, 0, "test").to_pylist(), lm.tokenizer, config).prompts
-        f1 = pd.DataFrame({**score, "f1": score["f1"]["mean"]} for score in record["scores"]).groupby("names")["f1"]
+        f1 = pd.DataFrame(
+            {**score, "f1": score["f1"]["mean"]} for score in record["scores"]
+        ).groupby("names")["f1"]
         rows.append(
             {
                 "shape": f"{lm.model.config.hidden_size}x{lm.model.config.num_hidden_layers}",
@@ -82,8 +98,8 @@ if __name__ == "__main__":
     parser.add_argument("action", choices=["train", "measure"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("shapes", nargs="*")
-    parser.add_argument("--steps", type=int, default=pretrain.PretrainConfig.steps)
-    parser.add_argument("--passages", type=int, default=pretrain.PretrainConfig.passages)
+    parser.add_argument("--steps", type=int, default=train.PretrainConfig.steps)
+    parser.add_argument("--passages", type=int, default=train.PretrainConfig.passages)
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     if arguments.action == "train":
@@ -91,5 +107,9 @@ if __name__ == "__main__":
         train(arguments.folder, arguments.shapes, chosen)
     else:
         table = measure(arguments.folder)
-        table.to_csv(Path(__file__).parent / "results" / "language_model_size.csv", index=False, float_format="%.1f")
+        table.to_csv(
+            Path(__file__).parent / "results" / "language_model_size.csv",
+            index=False,
+            float_format="%.1f",
+        )
         print(table.to_string(index=False, float_format="%.1f"))

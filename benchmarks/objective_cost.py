@@ -16,12 +16,13 @@ import pandas as pd
 import torch
 
 from stage1 import adapter as adapters
-from stage1 import store, study
-from stage1.batches import examples_at, occurring, steps_per_epoch, tokens_at
+from stage1 import store
 from stage1.config import load_preset
-from stage1.model_card import markdown_table
-from stage1.objectives import OBJECTIVES, Setting, reads_tokens
-from stage1.train import set_up, take_step
+from stage1.objectives import OBJECTIVES, ObjectiveContext, reads_tokens
+from stage1.pretrain.model_card import markdown_table
+from stage1.study import study
+from stage1.training.batches import examples_at, steps_per_epoch, token_distribution, tokens_at
+from stage1.training.loop import set_up, take_step
 
 RESULTS = Path(__file__).parent / "results" / "objective_cost.csv"
 
@@ -32,28 +33,39 @@ def loops(prepared: study.Study) -> dict:
     for name in OBJECTIVES:
         config = prepared.config.replace(objective=name, learning_rate=1.0e-3, gradients_every=0)
         table = prepared.lm.embedding_table
-        adapter = adapters.make(prepared.compression, table, torch.from_numpy(prepared.counts), config)
-        setting = Setting(prepared.lm, prepared.codebook, config, 1.0)
-        made[name] = set_up(adapter, setting, steps_per_epoch(config, len(prepared.encoded["train"])), None)
+        adapter = adapters.make(
+            prepared.compression, table, torch.from_numpy(prepared.counts), config
+        )
+        context = ObjectiveContext(prepared.lm, prepared.codebook, config, 1.0)
+        made[name] = set_up(
+            adapter, context, steps_per_epoch(config, len(prepared.encoded["train"])), None
+        )
     return made
 
 
 def seconds(prepared: study.Study, loop, step: int) -> float:
     """Of one step, batch included, until the device is done."""
-    config, encoded, counts = loop.setting.config, prepared.encoded["train"], prepared.counts
+    config, encoded, counts = loop.context.config, prepared.encoded["train"], prepared.counts
     begin = time.perf_counter()
     batch = examples_at(config, encoded, step)
     if reads_tokens(loop.objective):
         tokens = round(len(batch.prompts) * counts.sum() / len(encoded))
-        batch = tokens_at(config, occurring(counts), tokens, step, loop.setting.lm.device)
-    loop.progress.curve.append(take_step(loop, batch))  # reads the loss back, so the device has finished
+        batch = tokens_at(config, token_distribution(counts), tokens, step, loop.context.lm.device)
+    loop.progress.curve.append(
+        take_step(loop, batch)
+    )  # reads the loss back, so the device has finished
     return time.perf_counter() - begin
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="full")
-    parser.add_argument("--steps", type=int, default=40, help="measured steps per objective, after three that are not")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=40,
+        help="measured steps per objective, after three that are not",
+    )
     given = parser.parse_args()
     prepared = study.prepare(load_preset(given.preset))
     running = loops(prepared)
@@ -63,8 +75,15 @@ def main() -> None:
         for name, loop in running.items()
     ]
     measured = pd.DataFrame(rows).query("step >= 3").groupby("objective", sort=False)["seconds"]
-    table = measured.quantile([0.5, 0.25, 0.75]).unstack().set_axis(["seconds", "q25", "q75"], axis=1).reset_index()
-    table["times answer_ce"] = table["seconds"] / float(table.set_index("objective").loc["answer_ce", "seconds"])
+    table = (
+        measured.quantile([0.5, 0.25, 0.75])
+        .unstack()
+        .set_axis(["seconds", "q25", "q75"], axis=1)
+        .reset_index()
+    )
+    table["times answer_ce"] = table["seconds"] / float(
+        table.set_index("objective").loc["answer_ce", "seconds"]
+    )
     table["batch"], table["machine"] = prepared.config.batch_size, store.provenance()["device"]
     table.round(5).to_csv(RESULTS, index=False)
     print(markdown_table(table.round(5)))

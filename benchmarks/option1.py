@@ -28,14 +28,24 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from stage1 import adapter as adapters
-from stage1 import compress, store, train
+from stage1 import compress, store
 from stage1.adapter import Adapter
 from stage1.compress import Compression
 from stage1.config import StudyConfig
-from stage1.language_model import choose_device
-from stage1.model_card import markdown_table
-from stage1.objectives import OBJECTIVES, Examples, Setting, Term, Terms, Tokens, join, mse
-from stage1.prompts import Encoded, token_counts
+from stage1.corpus.prompts import Encoded, token_counts
+from stage1.model.language_model import choose_device
+from stage1.objectives import (
+    OBJECTIVES,
+    ExampleBatch,
+    ObjectiveContext,
+    Term,
+    Terms,
+    TokenCounts,
+    join,
+    mse,
+)
+from stage1.pretrain.model_card import markdown_table
+from stage1.training import loop
 
 RESULTS = Path(__file__).parent / "results" / "option1.csv"
 PATHS = {"from counts": "option1_reconstruction", "per prompt": "per_prompt"}
@@ -62,14 +72,16 @@ class Vocabulary:
         return embedding(ids, self.embedding_table)
 
 
-def per_prompt(adapter: nn.Module, batch: Examples, setting: Setting) -> Terms:
+def per_prompt(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
     """Option 1 with a prompt as a prompt: embed, compress and rebuild every slot, and mask the padding's error."""
-    rows = join(batch.prompts, [[]] * len(batch.prompts), setting.lm.pad_token, setting.lm.device)
-    original = setting.lm.embed(rows.ids).float()
+    rows = padded_batch(
+        batch.prompts, [[]] * len(batch.prompts), context.lm.pad_token, context.lm.device
+    )
+    original = context.lm.embed(rows.ids).float()
     rebuilt = adapter((original - adapter.mean) @ adapter.components.T)
     error = (rebuilt - original).square().mean(-1)
-    value = (error * rows.prompt).sum() / rows.prompt.sum()
-    return {"reconstruction": Term(value / setting.variance, sum(map(len, batch.prompts)))}
+    value = (error * rows.is_prompt).sum() / rows.is_prompt.sum()
+    return {"reconstruction": Term(value / context.variance, sum(map(len, batch.prompts)))}
 
 
 OBJECTIVES["per_prompt"] = per_prompt
@@ -81,7 +93,9 @@ def random_table(vocabulary: int, width: int, compressed: int) -> Float[Tensor, 
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(4 * compressed, width, generator=generator)
     table = torch.randn(vocabulary, width, generator=generator).mul_(0.3**0.5)
-    table.add_(centres[torch.randint(len(centres), (vocabulary,), generator=generator)], alpha=0.7**0.5)
+    table.add_(
+        centres[torch.randint(len(centres), (vocabulary,), generator=generator)], alpha=0.7**0.5
+    )
     spectrum = torch.arange(1, width + 1) ** -0.35
     return table.mul_(0.55 * spectrum / spectrum.norm()).bfloat16()
 
@@ -102,42 +116,62 @@ def random_prompts(vocabulary: int, prompts: int) -> Encoded:
 class Problem:
     """What both paths share."""
 
-    setting: Setting
+    context: ObjectiveContext
     pca: Compression
     encoded: Encoded
     counts: Int64[np.ndarray, " V"]
 
     def adapter(self) -> Adapter:
         """A new one, which starts exactly at the PCA inverse."""
-        table = self.setting.lm.embedding_table
-        return adapters.make(self.pca, table, torch.from_numpy(self.counts), self.setting.config)
+        table = self.context.lm.embedding_table
+        return adapters.make(self.pca, table, torch.from_numpy(self.counts), self.context.config)
 
     @torch.no_grad()
     def fvu(self, adapter: nn.Module) -> float:
-        counts = torch.from_numpy(self.counts).to(self.setting.lm.device)
+        counts = torch.from_numpy(self.counts).to(self.context.lm.device)
         used = counts.nonzero().squeeze(1)
-        terms = [mse(adapter, Tokens(rows, counts[rows]), self.setting, "fvu") for rows in used.split(ROWS)]
-        return sum(term.value.item() * term.tokens for term in terms) / int(counts.sum()) / self.setting.variance
+        terms = [
+            mse(adapter, TokenCounts(rows, counts[rows]), self.context, "fvu")
+            for rows in used.split(ROWS)
+        ]
+        return (
+            sum(term.value.item() * term.tokens for term in terms)
+            / int(counts.sum())
+            / self.context.variance
+        )
 
 
 def prepare(given: argparse.Namespace, config: StudyConfig) -> tuple[Problem, dict]:
     """Table and prompts on the device with their PCA, and the PCA's row of the results."""
-    table = random_table(given.vocabulary, given.width, given.compressed).to(choose_device(given.device))
+    table = random_table(given.vocabulary, given.width, given.compressed).to(
+        choose_device(given.device)
+    )
     encoded = random_prompts(given.vocabulary, given.prompts)
     counts = token_counts(encoded.prompts, given.vocabulary)
     pca, row = fit(table, counts, given.compressed)
-    setting = Setting(
-        Vocabulary(table), pca.compress(table), config, compress.variance(table, torch.from_numpy(counts))
+    context = ObjectiveContext(
+        Vocabulary(table),
+        pca.compress(table),
+        config,
+        compress.variance(table, torch.from_numpy(counts)),
     )
-    problem = Problem(setting, pca, encoded, counts)
+    problem = Problem(context, pca, encoded, counts)
     return problem, row | {"fvu": problem.fvu(problem.adapter())}
 
 
-def fit(table: Float[Tensor, "V D"], counts: Int64[np.ndarray, " V"], width: int) -> tuple[Compression, dict]:
+def fit(
+    table: Float[Tensor, "V D"], counts: Int64[np.ndarray, " V"], width: int
+) -> tuple[Compression, dict]:
     """Exact PCA from counts where the table is. On a GPU a first fit is the warm-up."""
     for _ in range(2 if table.is_cuda else 1):
-        pca, measured = timed(table.device, compress.fit_pca, table, torch.from_numpy(counts), width)
-    about = {"path": f"PCA, {table.device.type}", "precision": "float64", "tokens": int(counts.sum())}
+        pca, measured = timed(
+            table.device, compress.fit_pca, table, torch.from_numpy(counts), width
+        )
+    about = {
+        "path": f"PCA, {table.device.type}",
+        "precision": "float64",
+        "tokens": int(counts.sum()),
+    }
     return pca, about | measured
 
 
@@ -152,31 +186,43 @@ def timed(device: torch.device, call: Callable, *arguments) -> tuple[Any, dict]:
     if gpu:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
-    peak = torch.cuda.max_memory_allocated() if gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if gpu
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     return result, {"seconds": seconds, "peak_GB": peak / 1e9}
 
 
 def run(problem: Problem, path: str, precision: str, steps: int | None = None) -> dict:
     """One training, or its first steps extrapolated, after three steps of another adapter that warm the device up."""
-    config, encoded = problem.setting.config.replace(objective=PATHS[path]), problem.encoded
-    whole = config.epochs * train.steps_per_epoch(config, len(encoded))
+    config, encoded = problem.context.config.replace(objective=PATHS[path]), problem.encoded
+    whole = config.epochs * loop.steps_per_epoch(config, len(encoded))
     once = config.replace(epochs=1)
     torch.set_float32_matmul_precision(PRECISIONS[precision])
     fit_adapter(problem, problem.adapter(), once, encoded.first(3 * config.batch_size))
     if steps:
         config, encoded = once, encoded.first(steps * config.batch_size)
-    adapter, device = problem.adapter(), problem.setting.lm.device
+    adapter, device = problem.adapter(), problem.context.lm.device
     progress, measured = timed(device, fit_adapter, problem, adapter, config, encoded)
     torch.set_float32_matmul_precision("highest")
     measured["seconds"] *= whole / progress.step
     tokens = sum(row["reconstruction_tokens"] for row in progress.curve)
     left = math.nan if steps else problem.fvu(adapter)
-    return {"path": path, "precision": precision, "steps": progress.step, "tokens": tokens, "fvu": left} | measured
+    return {
+        "path": path,
+        "precision": precision,
+        "steps": progress.step,
+        "tokens": tokens,
+        "fvu": left,
+    } | measured
 
 
-def fit_adapter(problem: Problem, adapter: Adapter, config: StudyConfig, encoded: Encoded) -> train.Progress:
-    setting = replace(problem.setting, config=config)
-    return train.train(adapter, setting, encoded, problem.counts, watch=lambda adapter: {})
+def fit_adapter(
+    problem: Problem, adapter: Adapter, config: StudyConfig, encoded: Encoded
+) -> loop.Progress:
+    context = replace(problem.context, config=config)
+    return loop.train(adapter, context, encoded, problem.counts, watch=lambda adapter: {})
 
 
 def compare(rows: list[dict]) -> pd.DataFrame:
@@ -186,7 +232,13 @@ def compare(rows: list[dict]) -> pd.DataFrame:
     table["times_per_prompt_float32"] = direct["seconds"]["float32"] / table["seconds"]
     table.loc[table["steps"].isna(), "times_per_prompt_float32"] = math.nan  # PCA trains nothing
     table["fvu_difference"] = table["fvu"] / table["precision"].map(direct["fvu"]) - 1
-    digits = {"seconds": 3, "times_per_prompt": 1, "times_per_prompt_float32": 1, "fvu": 6, "fvu_difference": 6}
+    digits = {
+        "seconds": 3,
+        "times_per_prompt": 1,
+        "times_per_prompt_float32": 1,
+        "fvu": 6,
+        "fvu_difference": 6,
+    }
     return table[COLUMNS].round(digits | {"peak_GB": 2})
 
 
@@ -203,7 +255,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--learning-rate", type=float, default=1.0e-3)
     parser.add_argument("--cpu-pca", action="store_true", help="time the PCA on the CPU too")
-    parser.add_argument("--per-prompt-steps", type=int, help="steps per prompt, at most an epoch, instead of all")
+    parser.add_argument(
+        "--per-prompt-steps", type=int, help="steps per prompt, at most an epoch, instead of all"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -221,8 +275,10 @@ def main() -> None:
     problem, row = prepare(given, config)
     rows = [row]
     if given.cpu_pca:
-        rows.append(fit(problem.setting.lm.embedding_table.cpu(), problem.counts, given.compressed)[1])
-    for precision in PRECISIONS if problem.setting.lm.device.type == "cuda" else ["float32"]:
+        rows.append(
+            fit(problem.context.lm.embedding_table.cpu(), problem.counts, given.compressed)[1]
+        )
+    for precision in PRECISIONS if problem.context.lm.device.type == "cuda" else ["float32"]:
         rows.append(run(problem, "from counts", precision))
         rows.append(run(problem, "per prompt", precision, given.per_prompt_steps))
     table = compare(rows)

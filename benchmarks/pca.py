@@ -30,9 +30,13 @@ def problem(tokens: int, vocabulary: int, width: int) -> tuple[torch.Tensor, tor
     """A table with a decaying spectrum, and Zipf counts that sum to `tokens`."""
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.linspace(1, 0.1, width)
-    table = torch.randn(vocabulary, width, generator=generator).mul_(spectrum).add_(0.2)  # lest it outgrow the fit
+    table = (
+        torch.randn(vocabulary, width, generator=generator).mul_(spectrum).add_(0.2)
+    )  # lest it outgrow the fit
     shares = 1 / np.arange(1, vocabulary + 1)
-    return table, torch.from_numpy(np.random.default_rng(0).multinomial(tokens, shares / shares.sum()))
+    return table, torch.from_numpy(
+        np.random.default_rng(0).multinomial(tokens, shares / shares.sum())
+    )
 
 
 def from_counts(table: torch.Tensor, counts: torch.Tensor) -> np.ndarray:
@@ -54,10 +58,16 @@ def incremental(table: torch.Tensor, counts: torch.Tensor) -> np.ndarray:
 def materialised(table: torch.Tensor, counts: torch.Tensor) -> np.ndarray:
     from sklearn.decomposition import PCA
 
-    return PCA(copy=False).fit(table.double().repeat_interleave(counts, 0).numpy()).explained_variance_
+    return (
+        PCA(copy=False).fit(table.double().repeat_interleave(counts, 0).numpy()).explained_variance_
+    )
 
 
-METHODS = {"from counts": from_counts, "IncrementalPCA": incremental, "PCA, all tokens": materialised}
+METHODS = {
+    "from counts": from_counts,
+    "IncrementalPCA": incremental,
+    "PCA, all tokens": materialised,
+}
 
 
 def peak(device: str) -> float:
@@ -81,11 +91,15 @@ def measure(connection, method: str, tokens: int, vocabulary: int, width: int, d
     connection.send((seconds, peak(device) - before, variances))
 
 
-def run(method: str, tokens: int, vocabulary: int, width: int, device: str = "cpu") -> tuple[float, float, np.ndarray]:
+def run(
+    method: str, tokens: int, vocabulary: int, width: int, device: str = "cpu"
+) -> tuple[float, float, np.ndarray]:
     """Seconds, growth of the peak memory in MiB, and the spectrum."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(sender, method, tokens, vocabulary, width, device))
+    process = context.Process(
+        target=measure, args=(sender, method, tokens, vocabulary, width, device)
+    )
     process.start()
     result = receiver.recv()
     process.join()
@@ -100,24 +114,38 @@ def compare(sizes: list[int], vocabulary: int, width: int) -> pd.DataFrame:
         for method, (seconds, peak, variances) in results.items():
             error = float(np.abs(variances / reference - 1).max())
             rows.append([tokens, width, method, seconds, slowest / seconds, peak, f"{error:.1e}"])
-    names = ["tokens", "D", "method", "seconds", "times faster than IncrementalPCA", "peak memory MiB", "error"]
+    names = [
+        "tokens",
+        "D",
+        "method",
+        "seconds",
+        "times faster than IncrementalPCA",
+        "peak memory MiB",
+        "error",
+    ]
     return pd.DataFrame(rows, columns=names)
 
 
-def large(devices: list[str], vocabulary: int = 128_256, width: int = 4_096, tokens: int = 10_000_000) -> pd.DataFrame:
+def large(
+    devices: list[str], vocabulary: int = 128_256, width: int = 4_096, tokens: int = 10_000_000
+) -> pd.DataFrame:
     """From counts alone, on each device; the first is the one that errors are measured from."""
     results = {device: run("from counts", tokens, vocabulary, width, device) for device in devices}
     reference, rows = results[devices[0]][2], []
     for device, (seconds, memory, variances) in results.items():
         error = float(np.abs(variances / reference - 1).max())
         rows.append([vocabulary, width, tokens, device, seconds, memory, f"{error:.1e}"])
-    return pd.DataFrame(rows, columns=["V", "D", "tokens", "device", "seconds", "peak memory MiB", "error"])
+    return pd.DataFrame(
+        rows, columns=["V", "D", "tokens", "device", "seconds", "peak memory MiB", "error"]
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--large", action="store_true")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="with --large: cuda beside the CPU")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="with --large: cuda beside the CPU"
+    )
     given = parser.parse_args()
     if given.large:
         table, results = large(sorted({"cpu", given.device})), RESULTS / "pca_large.csv"

@@ -29,32 +29,39 @@ import torch
 from torch.nn.functional import mse_loss
 
 from stage1 import adapter as adapters
-from stage1 import engine, language_model, loss_scale, objectives, store
+from stage1 import objectives, store
 from stage1.compress import fit_pca, variance
 from stage1.config import StudyConfig, load_preset
-from stage1.model_card import markdown_table
-from stage1.objectives import Examples, Setting
-from stage1.prompts import token_counts
-from stage1.train import TrainingError, set_up, take_step
+from stage1.corpus.prompts import token_counts
+from stage1.model import engine, language_model
+from stage1.objectives import ExampleBatch, ObjectiveContext
+from stage1.pretrain.model_card import markdown_table
+from stage1.training import loss_scale
+from stage1.training.loop import TrainingError, set_up, take_step
 
 RESULTS = Path(__file__).parent / "results"
 POOL = 512  # examples to draw batches from
 NOW = "packed, compiled"
 
 
-def examples(vocabulary: int, config: StudyConfig, seed: int = 0) -> Examples:
+def examples(vocabulary: int, config: StudyConfig, seed: int = 0) -> ExampleBatch:
     """Random prompts and answers of SQuAD-like lengths."""
     rng = np.random.default_rng(seed)
     longest, share = config.max_prompt_tokens, 1 / np.arange(1, vocabulary + 1)
     ids = rng.permutation(vocabulary)
 
     def text(low: int, high: int) -> list[int]:
-        return ids[rng.choice(vocabulary, rng.integers(low, high + 1), p=share / share.sum())].tolist()
+        return ids[
+            rng.choice(vocabulary, rng.integers(low, high + 1), p=share / share.sum())
+        ].tolist()
 
-    return Examples([text(longest * 100 // 256, longest) for _ in range(POOL)], [text(2, 8) for _ in range(POOL)])
+    return ExampleBatch(
+        [text(longest * 100 // 256, longest) for _ in range(POOL)],
+        [text(2, 8) for _ in range(POOL)],
+    )
 
 
-def batch_of(pool: Examples, size: int, step: int) -> Examples:
+def batch_of(pool: ExampleBatch, size: int, step: int) -> ExampleBatch:
     return pool.chosen([(step * size + place) % POOL for place in range(size)])
 
 
@@ -77,14 +84,14 @@ def matmul_rate(size: int) -> float:
     return 2 * size**3 / statistics.median(seconds[5:])
 
 
-def as_found_step(setting: Setting, adapter, optimizer, batch: Examples) -> None:
+def as_found_step(context: ObjectiveContext, adapter, optimizer, batch: ExampleBatch) -> None:
     """The analysed training step, line by line."""
-    rows, real = objectives.padded(batch, setting)
-    begin, model = setting.config.max_prompt_tokens, setting.lm.model
-    original = setting.lm.embed(rows.ids[:, :begin])
-    rebuilt = adapter(setting.codebook[rows.ids[:, :begin]])
+    rows, real = objectives.padded(batch, context)
+    begin, model = context.config.max_prompt_tokens, context.lm.model
+    original = context.lm.embed(rows.ids[:, :begin])
+    rebuilt = adapter(context.codebook[rows.ids[:, :begin]])
     error = mse_loss(rebuilt[real[:, :begin]], original[real[:, :begin]].float())
-    whole = torch.cat([rebuilt.to(original.dtype), setting.lm.embed(rows.ids[:, begin:])], dim=1)
+    whole = torch.cat([rebuilt.to(original.dtype), context.lm.embed(rows.ids[:, begin:])], dim=1)
     ce = model(inputs_embeds=whole, attention_mask=real.long(), labels=rows.ids).loss
     optimizer.zero_grad()
     (error + ce).backward()
@@ -92,7 +99,7 @@ def as_found_step(setting: Setting, adapter, optimizer, batch: Examples) -> None
     model.zero_grad(set_to_none=True)
 
 
-def timed(step, pool: Examples, batch: int, steps: int) -> dict:
+def timed(step, pool: ExampleBatch, batch: int, steps: int) -> dict:
     """Seconds per step, real tokens and examples per second, and peak memory; steps before the clock starts compile."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -106,7 +113,10 @@ def timed(step, pool: Examples, batch: int, steps: int) -> dict:
         synchronize()
         seconds.append(time.perf_counter() - begin)
         tokens.append(sum(map(len, taken.prompts)) + sum(map(len, taken.answers)))
-    total, peak = sum(seconds[3:]), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else float("nan")
+    total, peak = (
+        sum(seconds[3:]),
+        torch.cuda.max_memory_allocated() if torch.cuda.is_available() else float("nan"),
+    )
     return {
         "seconds": statistics.median(seconds[3:]),
         "slowest": max(seconds[3:]),
@@ -132,7 +142,9 @@ class Bench:
     """One language model under test, with what every step of it shares."""
 
     def __init__(self, config: StudyConfig):
-        self.lm = language_model.load(config.replace(compiled=False, matmul="native", recomputed=0.0))
+        self.lm = language_model.load(
+            config.replace(compiled=False, matmul="native", recomputed=0.0)
+        )
         self.table = self.lm.embedding_table
         self.pool = examples(len(self.table), config)
         self.counts = torch.from_numpy(token_counts(self.pool.prompts, len(self.table)))
@@ -141,33 +153,37 @@ class Bench:
         self.spread = variance(self.table, self.counts)
         self.loop = None
 
-    def setting(self, config: StudyConfig) -> Setting:
+    def context(self, config: StudyConfig) -> ObjectiveContext:
         lm = dataclasses.replace(self.lm, recomputed=config.recomputed)
-        return Setting(lm, self.codebook, config, self.spread)
+        return ObjectiveContext(lm, self.codebook, config, self.spread)
 
     def adapter(self, config: StudyConfig) -> adapters.Adapter:
         return adapters.make(self.compression, self.table, self.counts, config)
 
     def step(self, config: StudyConfig):
         """One step of the project's own training loop, as a function of the batch."""
-        self.loop = set_up(self.adapter(config), self.setting(config), 1_000, None)
+        self.loop = set_up(self.adapter(config), self.context(config), 1_000, None)
         return lambda batch: take_step(self.loop, batch)
 
     def as_found(self, config: StudyConfig):
         self.lm.model.requires_grad_(True)
         adapter = self.adapter(config)
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=1.0e-4)
-        return lambda batch: as_found_step(self.setting(config), adapter, optimizer, batch)
+        return lambda batch: as_found_step(self.context(config), adapter, optimizer, batch)
 
-    def gradient(self, config: StudyConfig, batch: Examples) -> tuple[float, torch.Tensor]:
+    def gradient(self, config: StudyConfig, batch: ExampleBatch) -> tuple[float, torch.Tensor]:
         """Cross-entropy of the gold answers and its gradient at the adapter."""
         adapter = self.adapter(config)
-        terms = objectives.answer_ce(adapter, batch, self.setting(config))
-        (gradient,) = loss_scale.term_gradients(terms, list(adapter.parameters()), keep_graph=False).values()
+        terms = objectives.answer_ce(adapter, batch, self.context(config))
+        (gradient,) = loss_scale.term_gradients(
+            terms, list(adapter.parameters()), keep_graph=False
+        ).values()
         return float(terms["cross_entropy"].value.detach()), gradient
 
 
-def steps_of(bench: Bench, config: StudyConfig, batches: list[int], readings: dict) -> Iterator[tuple]:
+def steps_of(
+    bench: Bench, config: StudyConfig, batches: list[int], readings: dict
+) -> Iterator[tuple]:
     """Name, step and batch size of all that is measured; between them the model changes, to end in fp8."""
     model, few, packed = bench.lm.model, batch_of(bench.pool, 8, 0), config.replace(packed=True)
     plain, usual = config.replace(packed=False, compiled=False), min(64, max(batches))
@@ -179,7 +195,7 @@ def steps_of(bench: Bench, config: StudyConfig, batches: list[int], readings: di
     model.float()
     readings["float32"] = bench.gradient(plain, few)
     model.to(getattr(torch, config.dtype))
-    engine.apply(model, config.replace(compiled=True, recomputed=1.0))
+    engine.configure(model, config.replace(compiled=True, recomputed=1.0))
     readings["packed, compiled"] = bench.gradient(packed, few)
     yield from ((NOW, bench.step(packed), size) for size in batches)
     for share in (0.25, 0.5, 1.0):
@@ -196,7 +212,11 @@ def steps_of(bench: Bench, config: StudyConfig, batches: list[int], readings: di
 def largest_batches(table: pd.DataFrame) -> pd.DataFrame:
     """The largest batch that takes at most 90 % of this card and of one of 85 GB, by a straight line through the peaks
     of the batches that fitted in one pass."""
-    card = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else float("nan")
+    card = (
+        torch.cuda.get_device_properties(0).total_memory / 1e9
+        if torch.cuda.is_available()
+        else float("nan")
+    )
     rows = []
     for name, steps in table[table["passes"] == 1].groupby("step", sort=False):
         if len(steps) > 1:
@@ -204,7 +224,10 @@ def largest_batches(table: pd.DataFrame) -> pd.DataFrame:
             row = {"step": name, "base_GB": base, "GB_per_example": slope, "card_GB": card}
             rows.append(
                 row
-                | {f"largest on {n}": (0.9 * size - base) // slope for n, size in (("this card", card), ("85 GB", 85))}
+                | {
+                    f"largest on {n}": (0.9 * size - base) // slope
+                    for n, size in (("this card", card), ("85 GB", 85))
+                }
             )
     return pd.DataFrame(rows)
 
@@ -230,7 +253,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="llama31_8b")
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 32, 48, 64, 96, 128, 256])
-    parser.add_argument("--steps", type=int, default=8, help="measured steps, after three that are not")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="measured steps, after three that are not"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     config = load_preset(given.preset).replace(
@@ -243,17 +268,30 @@ def main() -> None:
     rate = matmul_rate(8_192 if torch.cuda.is_available() else 512)
     bench = Bench(config)
     parameters = sum(parameter.numel() for parameter in bench.lm.model.parameters())
-    in_layers = sum(parameter.numel() for parameter in engine.decoder_layers(bench.lm.model).parameters())
+    in_layers = sum(
+        parameter.numel() for parameter in engine.decoder_layers(bench.lm.model).parameters()
+    )
     rows, readings = [], {}
-    about = {"matmul_TFLOP_per_s": rate / 1e12, "parameters": parameters, "parameters_in_layers": in_layers}
+    about = {
+        "matmul_TFLOP_per_s": rate / 1e12,
+        "parameters": parameters,
+        "parameters_in_layers": in_layers,
+    }
     about |= {"command": " ".join(["python", *sys.argv]), "date": datetime.date.today().isoformat()}
     store.write_record(given.out / "train_step.json", config, about)
     for name, step, batch in steps_of(bench, config, given.batches, readings):
         rows.append(attempt(name, step, bench, batch, given.steps))
         table = pd.DataFrame(rows)
-        for column, counted in (("of_matmul_rate", parameters), ("of_matmul_rate_layers_only", in_layers)):
+        for column, counted in (
+            ("of_matmul_rate", parameters),
+            ("of_matmul_rate_layers_only", in_layers),
+        ):
             table[column] = 4 * counted * table["tokens_per_s"] / rate
-        results = {"": table, "_largest": largest_batches(table), "_agreement": pd.DataFrame(agreement(readings))}
+        results = {
+            "": table,
+            "_largest": largest_batches(table),
+            "_agreement": pd.DataFrame(agreement(readings)),
+        }
         for suffix, result in results.items():
             result.to_csv(given.out / f"train_step{suffix}.csv", index=False, float_format="%.5g")
     for result in results.values():

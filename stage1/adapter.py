@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from stage1 import store
 from stage1.compress import Compression
-from stage1.config import StudyConfig, require
-from stage1.language_model import FrozenLM, bit_sums
+from stage1.config import StudyConfig
+from stage1.fields import require
+from stage1.model.language_model import FrozenLM, bit_sums
 
 CHUNK = 8_192  # table rows in float32 at a time
 
@@ -30,9 +31,8 @@ class Adapter(nn.Module):
     input are FiLM (Perez et al., 2018). 19,952,641 parameters at K=512, D=4096, all in float32.
     """
 
-    def __init__(self, compression: Compression, initialisation: str = "random"):
+    def __init__(self, K: int, D: int, initialisation: str = "random"):
         super().__init__()
-        K, D = compression.components.shape
         self.initialisation = initialisation
         self.compressed_norm = nn.LayerNorm(K)
         self.mlp = nn.Sequential(
@@ -41,18 +41,25 @@ class Adapter(nn.Module):
         self.skip, self.scale, self.shift = nn.Linear(K, D), nn.Linear(K, D), nn.Linear(K, D)
         self.output_norm = nn.LayerNorm(D)
         self.gain = nn.Parameter(torch.ones(()))
-        # The compression it was made for: the linear inverse, never trained, and kept with the weights.
-        self.register_buffer("mean", compression.mean.detach().clone().float())
-        self.register_buffer("components", compression.components.detach().clone().float())
+        # The linear inverse of the compression it is made for, set by `make` or `load`, never trained.
+        self.register_buffer("mean", torch.zeros(D))
+        self.register_buffer("components", torch.zeros(K, D))
 
     def forward(self, z: Float[Tensor, "*B K"]) -> Float[Tensor, "*B D"]:
         hidden = self.mlp(self.compressed_norm(z)) + self.skip(z)
         output = self.gain * self.output_norm(torch.sigmoid(self.scale(z)) * hidden + self.shift(z))
-        return z @ self.components + self.mean + output if self.initialisation == "pca_inverse" else output
+        return (
+            z @ self.components + self.mean + output
+            if self.initialisation == "pca_inverse"
+            else output
+        )
 
 
 def make(
-    compression: Compression, table: Float[Tensor, "V D"], counts: Int[Tensor, " V"], config: StudyConfig
+    compression: Compression,
+    table: Float[Tensor, "V D"],
+    counts: Int[Tensor, " V"],
+    config: StudyConfig,
 ) -> Adapter:
     """A new adapter on the table's device with the config's initialisation, output scaling and seed.
 
@@ -60,7 +67,9 @@ def make(
     must produce: the embeddings, or what the PCA inverse leaves of them.
     """
     torch.manual_seed(config.seed)
-    adapter = Adapter(compression, config.initialisation).to(table.device)
+    adapter = Adapter(*compression.components.shape, config.initialisation).to(table.device)
+    adapter.mean.copy_(compression.mean)
+    adapter.components.copy_(compression.components)
     with torch.no_grad():
         if config.initialisation == "pca_inverse":
             adapter.gain.zero_()
@@ -70,24 +79,35 @@ def make(
 
 
 def calibrate(
-    adapter: Adapter, compression: Compression, table: Float[Tensor, "V D"], counts: Int[Tensor, " V"]
+    adapter: Adapter,
+    compression: Compression,
+    table: Float[Tensor, "V D"],
+    counts: Int[Tensor, " V"],
 ) -> None:
     def target(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        known = compression.expand(compression.compress(rows)) if adapter.initialisation == "pca_inverse" else 0
+        known = (
+            compression.expand(compression.compress(rows))
+            if adapter.initialisation == "pca_inverse"
+            else 0
+        )
         return rows.float() - known
 
     share = (counts.double() / counts.sum()).to(table.device, torch.float32)
     chunks = list(zip(share.split(CHUNK), table.split(CHUNK), strict=True))
     mean = sum(part @ target(rows) for part, rows in chunks)
     adapter.output_norm.bias.copy_(mean)
-    adapter.output_norm.weight.copy_(sum(part @ (target(rows) - mean).square() for part, rows in chunks).sqrt())
+    adapter.output_norm.weight.copy_(
+        sum(part @ (target(rows) - mean).square() for part, rows in chunks).sqrt()
+    )
 
 
 @torch.no_grad()
 def decode(adapter: nn.Module, codebook: Float[Tensor, "V K"]) -> Float[Tensor, "V D"]:
     """The adapter's embedding of every compressed vocabulary entry, in chunks."""
     first = adapter(codebook[:1])
-    table = first.new_empty(len(codebook), first.shape[1])  # filled in place: 2 GB at V=128,256, D=4,096
+    table = first.new_empty(
+        len(codebook), first.shape[1]
+    )  # filled in place: 2 GB at V=128,256, D=4,096
     for place, rows in zip(table.split(CHUNK), codebook.split(CHUNK), strict=True):
         place.copy_(adapter(rows))
     return table
@@ -99,15 +119,24 @@ def parameter_count(adapter: nn.Module) -> int:
 
 def fingerprint(table: Float[Tensor, "V D"]) -> str:
     """A digest of an embedding table's shape and float32 bits: adapters belong to one table."""
-    return hashlib.sha256(f"{tuple(table.shape)} {bit_sums(table.float())}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{tuple(table.shape)} {bit_sums(table.float())}".encode()).hexdigest()[
+        :16
+    ]
 
 
 def save(adapter: Adapter, folder: Path, config: StudyConfig, lm: FrozenLM) -> None:
     """`adapter.safetensors`, and beside it `adapter.json`: config, shape, and the embedding table it belongs to."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()
+    }
     K, D = adapter.components.shape
     store.write_atomically(folder / "adapter.safetensors", lambda path: save_file(tensors, path))
-    about = {"K": K, "D": D, "parameters": parameter_count(adapter), "table": fingerprint(lm.embedding_table)}
+    about = {
+        "K": K,
+        "D": D,
+        "parameters": parameter_count(adapter),
+        "table": fingerprint(lm.embedding_table),
+    }
     store.write_record(folder / "adapter.json", config, about)
 
 
@@ -128,10 +157,10 @@ def load(folder: Path, config: StudyConfig, lm: FrozenLM) -> Adapter:
     try:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError, OSError) as error:
-        raise store.RecordError(f"{path}: missing or truncated ({error}); train the adapter again") from error
-    zeros = torch.zeros(about["D"])
-    compression = Compression(zeros, torch.zeros(about["K"], about["D"]), zeros.double(), 0.0, "loaded")
-    adapter = Adapter(compression, saved["initialisation"])
+        raise store.RecordError(
+            f"{path}: missing or truncated ({error}); train the adapter again"
+        ) from error
+    adapter = Adapter(about["K"], about["D"], saved["initialisation"])
     try:
         adapter.load_state_dict(tensors)
     except RuntimeError as error:

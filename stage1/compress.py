@@ -5,6 +5,7 @@ table and the token counts: V rows instead of one row per token, and exact (PCA 
 2002, section 14.2.1). Everything is in float64 until the map is applied.
 """
 
+import enum
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -14,10 +15,18 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from stage1.config import require
+from stage1.fields import require
 
 CHUNK = 8_192  # table rows in float64 at a time: 268 MB of them at D=4,096
 Weighting = Literal["token", "vocabulary"]
+
+
+class Kind(enum.Enum):
+    """What the components of a compression are and how tokens are weighted; its value is how tables name it."""
+
+    PCA_TOKEN = "PCA, token-weighted"
+    PCA_VOCABULARY = "PCA, vocabulary-uniform"
+    RANDOM = "random projection"
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,7 @@ class Compression:
     """The full spectrum of the embeddings' covariance, descending, whatever the components are."""
     kept: float
     """Share of the variance that K dimensions keep, in [0, 1]."""
-    label: str
-    """What the components are and how tokens are weighted, such as `PCA, token-weighted`."""
+    kind: Kind
 
     @property
     def width(self) -> int:
@@ -46,27 +54,35 @@ class Compression:
     def compress(self, embeddings: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
         """In chunks: a bfloat16 table is never in float32 as a whole."""
         chunks = embeddings.reshape(-1, embeddings.shape[-1]).split(CHUNK)
-        compressed = torch.cat([(rows.to(self.mean.dtype) - self.mean) @ self.components.T for rows in chunks])
+        compressed = torch.cat(
+            [(rows.to(self.mean.dtype) - self.mean) @ self.components.T for rows in chunks]
+        )
         return compressed.view(*embeddings.shape[:-1], self.width)
 
     def expand(self, compressed: Float[Tensor, "*B K"]) -> Float[Tensor, "*B D"]:
-        return (compressed @ self.components).add_(self.mean)  # in place: a whole table is 2 GB at V=128,256, D=4,096
+        return (compressed @ self.components).add_(
+            self.mean
+        )  # in place: a whole table is 2 GB at V=128,256, D=4,096
 
     def narrowed(self, width: int) -> "Compression":
         """The same PCA with its first `width` components. Raises ValueError for a random projection, unordered."""
-        require(self.label.startswith("PCA"), "compression", self.label, "a PCA to narrow")
+        require(self.kind is not Kind.RANDOM, "compression", self.kind.value, "a PCA to narrow")
         require(1 <= width <= self.width, "compressed_width", width, f"1 to {self.width}")
         kept = float(self.explained[width - 1])
-        return Compression(self.mean, self.components[:width], self.variances, kept, self.label)
+        return Compression(self.mean, self.components[:width], self.variances, kept, self.kind)
 
 
-def weights(table: Float[Tensor, "V D"], counts: Int[Tensor, " V"] | None, weighting: Weighting) -> Int64[Tensor, " V"]:
+def weights(
+    table: Float[Tensor, "V D"], counts: Int[Tensor, " V"] | None, weighting: Weighting
+) -> Int64[Tensor, " V"]:
     """How often each row counts: by its occurrences, or once each. Raises ValueError for counts that do not fit."""
     if weighting == "vocabulary":
         return torch.ones(len(table), dtype=torch.int64, device=table.device)
     require(weighting == "token", "weighting", weighting, "'token' or 'vocabulary'")
     if counts is None or len(counts) != len(table) or (counts < 0).any() or counts.sum() < 2:
-        raise ValueError(f"counts: expected {len(table)} counts, none negative, of at least two tokens in all")
+        raise ValueError(
+            f"counts: expected {len(table)} counts, none negative, of at least two tokens in all"
+        )
     return counts.to(table.device, torch.int64)
 
 
@@ -75,7 +91,9 @@ def variance(table: Float[Tensor, "V D"], counts: Int[Tensor, " V"]) -> float:
     counts = counts.to(table.device)
     used, share = counts.nonzero().squeeze(1), counts.double() / counts.sum()
     mean = weighted_sum(table, share, used)
-    return sum(share[rows] @ (table[rows].double() - mean).square().mean(1) for rows in used.split(CHUNK)).item()
+    return sum(
+        share[rows] @ (table[rows].double() - mean).square().mean(1) for rows in used.split(CHUNK)
+    ).item()
 
 
 def weighted_sum(
@@ -91,7 +109,9 @@ def moments(
     """Mean and covariance (divided by tokens - 1) of the embeddings that the counts stand for."""
     used, total = counts.nonzero().squeeze(1), counts.sum().double()
     mean = weighted_sum(table, counts.double(), used) / total
-    covariance = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64, device=table.device)
+    covariance = torch.zeros(
+        table.shape[1], table.shape[1], dtype=torch.float64, device=table.device
+    )
     for rows in used.split(CHUNK):
         covariance += gram((table[rows].double() - mean) * counts[rows].double().sqrt()[:, None])
     return mean, covariance / (total - 1)
@@ -101,10 +121,14 @@ def gram(rows: Float64[Tensor, "N D"]) -> Float64[Tensor, "D D"]:
     if rows.is_cuda:
         return rows.T @ rows
     array = rows.numpy()
-    return torch.from_numpy(array.T @ array)  # NumPy sees the symmetry and does half the work; torch does not
+    return torch.from_numpy(
+        array.T @ array
+    )  # NumPy sees the symmetry and does half the work; torch does not
 
 
-def eigenpairs(covariance: Float64[Tensor, "D D"]) -> tuple[Float64[Tensor, " D"], Float64[Tensor, "D D"]]:
+def eigenpairs(
+    covariance: Float64[Tensor, "D D"],
+) -> tuple[Float64[Tensor, " D"], Float64[Tensor, "D D"]]:
     """Eigenvalues, descending, and eigenvectors in rows, each with its largest entry positive."""
     if covariance.is_cuda:
         values, vectors = torch.linalg.eigh(covariance)
@@ -127,28 +151,45 @@ def fit_pca(
     the rank of the covariance.
     """
     dimensions = table.shape[1]
-    require(1 <= width <= dimensions, "compressed_width", width, f"1 to {dimensions}, the embedding width D")
+    require(
+        1 <= width <= dimensions,
+        "compressed_width",
+        width,
+        f"1 to {dimensions}, the embedding width D",
+    )
     mean, covariance = moments(table, weights(table, counts, weighting))
     variances, components = eigenpairs(covariance)
     rank = int((variances > variances[0] * dimensions * torch.finfo(torch.float64).eps).sum())
     require(
-        width <= rank, "compressed_width", width, f"at most {rank}, the rank of the {weighting}-weighted embeddings"
+        width <= rank,
+        "compressed_width",
+        width,
+        f"at most {rank}, the rank of the {weighting}-weighted embeddings",
     )
     kept = float(variances[:width].sum() / variances.sum())
-    label = {"token": "PCA, token-weighted", "vocabulary": "PCA, vocabulary-uniform"}[weighting]
-    return Compression(mean.float(), components[:width].float(), variances, kept, label)
+    kind = Kind.PCA_TOKEN if weighting == "token" else Kind.PCA_VOCABULARY
+    return Compression(mean.float(), components[:width].float(), variances, kept, kind)
 
 
-def random_projection(table: Float[Tensor, "V D"], counts: Int[Tensor, " V"], width: int, seed: int = 0) -> Compression:
+def random_projection(
+    table: Float[Tensor, "V D"], counts: Int[Tensor, " V"], width: int, seed: int = 0
+) -> Compression:
     """A control: orthonormal directions drawn at random (QR of a Gaussian matrix), around the token-weighted mean."""
     dimensions = table.shape[1]
-    require(1 <= width <= dimensions, "compressed_width", width, f"1 to {dimensions}, the embedding width D")
+    require(
+        1 <= width <= dimensions,
+        "compressed_width",
+        width,
+        f"1 to {dimensions}, the embedding width D",
+    )
     mean, covariance = moments(table, weights(table, counts, "token"))
-    gaussian = torch.randn(dimensions, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    gaussian = torch.randn(
+        dimensions, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     components = torch.linalg.qr(gaussian).Q.T.to(table.device)
     kept = float(((components @ covariance) * components).sum() / covariance.trace())
     variances, _ = eigenpairs(covariance)
-    return Compression(mean.float(), components.float(), variances, kept, "random projection")
+    return Compression(mean.float(), components.float(), variances, kept, Kind.RANDOM)
 
 
 def nearest_codebook(
@@ -161,16 +202,22 @@ def nearest_codebook(
     vectors against CHUNK entries at a time.
     """
     flat = compressed.reshape(-1, compressed.shape[-1])
-    return torch.cat([nearest_entry(rows.double(), codebook) for rows in flat.split(chunk)]).view(compressed.shape[:-1])
+    return torch.cat([nearest_entry(rows.double(), codebook) for rows in flat.split(chunk)]).view(
+        compressed.shape[:-1]
+    )
 
 
-def nearest_entry(rows: Float64[Tensor, "N K"], codebook: Float[Tensor, "V K"]) -> Int64[Tensor, " N"]:
+def nearest_entry(
+    rows: Float64[Tensor, "N K"], codebook: Float[Tensor, "V K"]
+) -> Int64[Tensor, " N"]:
     least = rows.new_full((len(rows),), torch.inf)
     nearest = torch.zeros_like(least, dtype=torch.int64)
     for place, entries in enumerate(codebook.split(CHUNK)):
         book = entries.double()
         # |z - c|^2 / 2 = |z|^2 / 2 - z.c + |c|^2 / 2, and the first term is the same for every entry.
         distance, entry = (book.square().sum(1) / 2 - rows @ book.T).min(1)
-        nearest = torch.where(distance < least, entry + place * CHUNK, nearest)  # among equals the one before
+        nearest = torch.where(
+            distance < least, entry + place * CHUNK, nearest
+        )  # among equals the one before
         least = torch.minimum(distance, least)
     return nearest

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from stage1.config import CRITERIA, StudyConfig, load_preset, presets
+from stage1.config import StudyConfig, load_preset, presets
+from stage1.fields import names_where
 
 ROOT = Path(__file__).resolve().parent.parent
+ASSETS = Path(__file__).resolve().parent / "assets"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "pandas")
 
 
@@ -35,17 +37,11 @@ def records_folder() -> Path:
     return Path(os.environ.get("STAGE1_RECORDS", ROOT / "records"))
 
 
-NO_RESULT = ("seeds", "processes", "micro_batch_size", "checkpoint_every", *CRITERIA, "equivalence_margin")
-"""Fields that change no result of a run."""
-NOT_IN_THE_NAME = ("objective", "seed", *NO_RESULT)
-"""Fields in which adapters of one run folder may differ (each has a folder of its own in it), and those above."""
-
-
 def run_name(config: StudyConfig) -> str:
     """The preset's name, and where fields of the whole study differ from the preset a digest of them."""
     preset = load_preset(config.preset).to_dict() if config.preset in presets() else {}
-    changed = {name: value for name, value in config.to_dict().items() if preset.get(name) != value}
-    changed = {name: value for name, value in changed.items() if name not in NOT_IN_THE_NAME}
+    values = {name: getattr(config, name) for name in names_where(config, in_run_name=True)}
+    changed = {name: value for name, value in values.items() if preset.get(name) != value}
     if not changed:
         return config.preset
     return f"{config.preset}-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
@@ -53,7 +49,7 @@ def run_name(config: StudyConfig) -> str:
 
 def identity(config: StudyConfig) -> dict:
     """The fields of a config that its results depend on."""
-    return {name: value for name, value in config.to_dict().items() if name not in NO_RESULT}
+    return {name: getattr(config, name) for name in names_where(config, changes_results=True)}
 
 
 def run_folder(config: StudyConfig) -> Path:
@@ -68,9 +64,13 @@ def adapter_folder(config: StudyConfig) -> Path:
 
 def committed_adapter(config: StudyConfig) -> Path | None:
     """Where the repository holds the trained adapter of this very run, or None."""
-    folder = records_folder() / run_name(config) / "adapters" / f"{config.objective}-seed{config.seed}"
+    folder = (
+        records_folder() / run_name(config) / "adapters" / f"{config.objective}-seed{config.seed}"
+    )
     record = folder / "record.json"
-    same = record.is_file() and identity(config) == identity(config.replace(**read_json(record)["config"]))
+    same = record.is_file() and identity(config) == identity(
+        config.replace(**read_json(record)["config"])
+    )
     return folder if same else None
 
 
@@ -99,9 +99,13 @@ def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise RecordError(f"{path}: no such record; run the notebook before this one, or `make report`") from error
+        raise RecordError(
+            f"{path}: no such record; run the notebook before this one, or `make report`"
+        ) from error
     except ValueError as error:  # malformed JSON, or bytes cut within a character
-        raise RecordError(f"{path}: truncated or malformed ({error}); delete it and run its step again") from error
+        raise RecordError(
+            f"{path}: truncated or malformed ({error}); delete it and run its step again"
+        ) from error
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
@@ -111,16 +115,22 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
 def read_table(path: Path) -> pd.DataFrame:
     """The parquet table. Raises RecordError with the path where it is missing or truncated."""
     if not path.is_file():
-        raise RecordError(f"{path}: no such table; run the notebook before this one, or `make report`")
+        raise RecordError(
+            f"{path}: no such table; run the notebook before this one, or `make report`"
+        )
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise RecordError(f"{path}: truncated or malformed ({error}); delete it and run its step again") from error
+        raise RecordError(
+            f"{path}: truncated or malformed ({error}); delete it and run its step again"
+        ) from error
 
 
 def write_record(path: Path, config: StudyConfig, results: dict) -> Path:
     """Results as JSON, with the config that gave them and their provenance."""
-    return write_json(path, {"config": config.to_dict(), "results": results, "provenance": provenance()})
+    return write_json(
+        path, {"config": config.to_dict(), "results": results, "provenance": provenance()}
+    )
 
 
 def provenance() -> dict:
@@ -138,7 +148,9 @@ def provenance() -> dict:
         "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "versions": versions,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " cpu",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.machine() + " cpu",
     }
 
 
@@ -160,7 +172,9 @@ def traced(table: pd.DataFrame) -> pd.DataFrame:
 def git(*arguments: str) -> str:
     """Git's answer about the repository, or "" outside one."""
     try:
-        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""

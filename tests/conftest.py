@@ -7,8 +7,8 @@ import torch
 from hypothesis import settings
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from stage1 import language_model
 from stage1.config import StudyConfig
+from stage1.model import language_model
 
 SQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "squad" / "dev-v1.1-half.json"
 
@@ -82,7 +82,9 @@ def tiny_lm(tiny_folder):
 def squad_sample() -> Path:
     """Half of the real SQuAD v1.1 development set, which is not part of the repository."""
     if not SQUAD.is_file():
-        pytest.skip("the SQuAD sample ../shared/data/squad/dev-v1.1-half.json is not there; it is no part of this repo")
+        pytest.skip(
+            "the SQuAD sample ../shared/data/squad/dev-v1.1-half.json is not there; it is no part of this repo"
+        )
     return SQUAD
 
 

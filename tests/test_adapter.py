@@ -7,19 +7,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stage1 import adapter as adapters
-from stage1 import language_model
 from stage1.adapter import Adapter
 from stage1.compress import Compression, fit_pca
 from stage1.config import StudyConfig
+from stage1.model import language_model
 from stage1.store import RecordError
 
 K = 8
 COUNTS = (20_000 / torch.arange(1, 4_097)).long()  # Zipf-like, the rarest token four times
-STARTS = [(start, scaling) for start in ("random", "pca_inverse") for scaling in ("unit_rms", "calibrated")]
+STARTS = [
+    (start, scaling)
+    for start in ("random", "pca_inverse")
+    for scaling in ("unit_rms", "calibrated")
+]
 
 
 def config(folder="shipped", **changes) -> StudyConfig:
-    return StudyConfig(device="cpu", language_model=str(folder), **{"compressed_width": K, **changes})
+    return StudyConfig(
+        device="cpu", language_model=str(folder), **{"compressed_width": K, **changes}
+    )
 
 
 def made(lm, **changes) -> tuple[Adapter, Compression]:
@@ -52,16 +58,23 @@ def saved(tiny_lm, tiny_folder, tmp_path):
 
 def test_the_adapter_under_study_has_19952641_parameters():
     with torch.device("meta"):
-        nothing = Compression(torch.zeros(4_096), torch.zeros(512, 4_096), torch.zeros(4_096).double(), 1.0, "PCA")
+        nothing = Compression(
+            torch.zeros(4_096), torch.zeros(512, 4_096), torch.zeros(4_096).double(), 1.0, "PCA"
+        )
         adapter = Adapter(nothing)
     assert adapters.parameter_count(adapter) == 19_952_641
     # by hand: the norms, the MLP of width 4K = 2,048, the three maps from K to D, and the gain
-    norms, mlp = 2 * 512 + 2 * 4_096, 512 * 2_048 + 2_048 + 2_048 * 2_048 + 2_048 + 2_048 * 4_096 + 4_096
+    norms, mlp = (
+        2 * 512 + 2 * 4_096,
+        512 * 2_048 + 2_048 + 2_048 * 2_048 + 2_048 + 2_048 * 4_096 + 4_096,
+    )
     assert adapters.parameter_count(adapter) == norms + mlp + 3 * (512 * 4_096 + 4_096) + 1
 
 
 @pytest.mark.parametrize("start, scaling", STARTS)
-def test_parameters_are_float32_whatever_the_precision_of_the_language_model(tiny_folder, start, scaling):
+def test_parameters_are_float32_whatever_the_precision_of_the_language_model(
+    tiny_folder, start, scaling
+):
     lm = language_model.load(config(tiny_folder, dtype="bfloat16"))
     adapter, compression = made(lm, initialisation=start, output_scaling=scaling)
     assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
@@ -94,13 +107,19 @@ def test_the_forward_pass_is_the_formula_it_documents(tiny_lm):
     def gelu(x):
         return x * (1 + torch.erf(x / 2**0.5)) / 2
 
-    hidden = linear("mlp.4", gelu(linear("mlp.2", gelu(linear("mlp.0", norm("compressed_norm", z))))))
+    hidden = linear(
+        "mlp.4", gelu(linear("mlp.2", gelu(linear("mlp.0", norm("compressed_norm", z)))))
+    )
     gate = 1 / (1 + (-linear("scale", z)).exp())
-    output = w["gain"] * norm("output_norm", gate * (hidden + linear("skip", z)) + linear("shift", z))
+    output = w["gain"] * norm(
+        "output_norm", gate * (hidden + linear("skip", z)) + linear("shift", z)
+    )
     torch.testing.assert_close(adapter(z.float()).double(), output, rtol=1e-4, atol=1e-4)
     adapter.initialisation = "pca_inverse"
     linear_inverse = z @ compression.components.double() + compression.mean.double()
-    torch.testing.assert_close(adapter(z.float()).double(), linear_inverse + output, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        adapter(z.float()).double(), linear_inverse + output, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("start, scaling", STARTS)
@@ -132,7 +151,9 @@ def test_decoding_in_chunks_is_decoding_at_once(tiny_lm, monkeypatch, chunk):
 
 @pytest.mark.parametrize("scaling", ["unit_rms", "calibrated"])
 def test_pca_inverse_starts_exactly_at_the_linear_inverse(lm, scaling):
-    adapter, compression = made(lm, initialisation="pca_inverse", output_scaling=scaling, compressed_width=24)
+    adapter, compression = made(
+        lm, initialisation="pca_inverse", output_scaling=scaling, compressed_width=24
+    )
     codebook = compression.compress(lm.embedding_table)
     assert torch.equal(adapter(codebook), compression.expand(codebook))
 
@@ -149,11 +170,15 @@ def test_pca_inverse_leaves_the_linear_inverse_with_its_first_step(tiny_lm, scal
 
 
 def test_as_found_every_token_starts_with_a_root_mean_square_of_one(lm):
-    adapter, compression = made(lm, initialisation="random", output_scaling="unit_rms", compressed_width=24)
+    adapter, compression = made(
+        lm, initialisation="random", output_scaling="unit_rms", compressed_width=24
+    )
     output = adapters.decode(adapter, compression.compress(lm.embedding_table))
     rms = output.square().mean(1).sqrt()
     assert (rms - 1).abs().max() < 0.001  # the norm's epsilon of 1e-5 takes a little away
-    assert lm.embedding_table.square().mean(1).sqrt().max() < 0.2  # which is not the scale of what it must produce
+    assert (
+        lm.embedding_table.square().mean(1).sqrt().max() < 0.2
+    )  # which is not the scale of what it must produce
 
 
 @pytest.mark.parametrize("start", ["random", "pca_inverse"])
@@ -168,11 +193,15 @@ def test_a_calibrated_output_norm_holds_the_embeddings_token_weighted_statistics
     mean, deviation = moments(lm.embedding_table)
     torch.testing.assert_close(adapter.output_norm.bias.double(), mean, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(adapter.output_norm.weight.double(), deviation, rtol=1e-5, atol=0)
-    assert not torch.allclose(mean, lm.embedding_table.mean(0).double(), rtol=0.1)  # tokens weigh, not entries
+    assert not torch.allclose(
+        mean, lm.embedding_table.mean(0).double(), rtol=0.1
+    )  # tokens weigh, not entries
 
 
 def test_a_calibrated_pca_inverse_holds_the_statistics_of_what_the_linear_inverse_leaves(lm):
-    adapter, compression = made(lm, initialisation="pca_inverse", output_scaling="calibrated", compressed_width=24)
+    adapter, compression = made(
+        lm, initialisation="pca_inverse", output_scaling="calibrated", compressed_width=24
+    )
     basis = compression.components.double()
     centred = lm.embedding_table.double() - compression.mean.double()
     mean, deviation = moments(centred - centred @ basis.T @ basis)
@@ -188,7 +217,9 @@ def test_calibrating_by_chunks_is_calibrating_at_once(tiny_lm, monkeypatch, star
     monkeypatch.setattr(adapters, "CHUNK", 1_000)
     parts, _ = made(tiny_lm, initialisation=start, output_scaling="calibrated")
     torch.testing.assert_close(parts.output_norm.bias, whole.output_norm.bias, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(parts.output_norm.weight, whole.output_norm.weight, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        parts.output_norm.weight, whole.output_norm.weight, rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -200,10 +231,14 @@ def test_a_calibrated_random_adapter_starts_near_the_statistics_of_the_embedding
         lm, initialisation="random", output_scaling="calibrated", compressed_width=24, seed=seed
     )
     mean, deviation = moments(lm.embedding_table)
-    start_mean, start_deviation = moments(adapters.decode(adapter, compression.compress(lm.embedding_table)))
+    start_mean, start_deviation = moments(
+        adapters.decode(adapter, compression.compress(lm.embedding_table))
+    )
     off, ratio = (start_mean - mean) / deviation, start_deviation / deviation
     assert float((off.square() + ratio.square()).mean()) == pytest.approx(1, abs=0.001)
-    assert off.abs().max() < 3 and ratio.min() > 1 / 4 and ratio.max() < 2  # as found: off by up to 25, ratios up to 12
+    assert (
+        off.abs().max() < 3 and ratio.min() > 1 / 4 and ratio.max() < 2
+    )  # as found: off by up to 25, ratios up to 12
 
 
 @pytest.mark.parametrize("start, scaling", STARTS)
@@ -221,7 +256,10 @@ def test_another_table_has_another_fingerprint(tiny_lm):
     changed = table.clone()
     changed[4_000, 5] += 1e-6
     assert adapters.fingerprint(table) == adapters.fingerprint(table.clone())
-    prints = [adapters.fingerprint(other) for other in (table, changed, table.flip(0), table.reshape(2_048, 64))]
+    prints = [
+        adapters.fingerprint(other)
+        for other in (table, changed, table.flip(0), table.reshape(2_048, 64))
+    ]
     assert len(set(prints)) == 4
 
 
@@ -247,7 +285,10 @@ def test_an_adapter_comes_back_bit_for_bit(tiny_lm, tiny_folder, tmp_path, start
 def test_the_loaded_adapter_starts_as_it_was_saved_whatever_the_config_says_now(tiny_lm, saved):
     folder, asked = saved
     assert asked.initialisation == "pca_inverse"
-    assert adapters.load(folder, asked.replace(initialisation="random"), tiny_lm).initialisation == "pca_inverse"
+    assert (
+        adapters.load(folder, asked.replace(initialisation="random"), tiny_lm).initialisation
+        == "pca_inverse"
+    )
 
 
 def test_the_record_beside_the_adapter_holds_config_shape_and_table(tiny_lm, saved):
@@ -255,7 +296,9 @@ def test_the_record_beside_the_adapter_holds_config_shape_and_table(tiny_lm, sav
     record = json.loads((folder / "adapter.json").read_text("utf-8"))
     assert record["config"] == asked.to_dict()
     # norms, MLP, three maps and the gain, at K=8 and D=32
-    parameters = 2 * 8 + 2 * 32 + (8 * 32 + 32 + 32 * 32 + 32 + 32 * 32 + 32) + 3 * (8 * 32 + 32) + 1
+    parameters = (
+        2 * 8 + 2 * 32 + (8 * 32 + 32 + 32 * 32 + 32 + 32 * 32 + 32) + 3 * (8 * 32 + 32) + 1
+    )
     table = adapters.fingerprint(tiny_lm.embedding_table)
     assert record["results"] == {"K": 8, "D": 32, "parameters": parameters, "table": table}
     assert sorted(path.name for path in folder.iterdir()) == ["adapter.json", "adapter.safetensors"]

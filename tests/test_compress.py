@@ -35,7 +35,10 @@ def test_pca_from_counts_is_scikit_learns_pca_of_every_token(seed):
 
 def test_vocabulary_uniform_pca_counts_every_entry_once_and_says_so():
     table, counts = table_and_counts()
-    uniform, ones = fit_pca(table, counts, 4, "vocabulary"), fit_pca(table, torch.ones_like(counts), 4)
+    uniform, ones = (
+        fit_pca(table, counts, 4, "vocabulary"),
+        fit_pca(table, torch.ones_like(counts), 4),
+    )
     assert torch.equal(uniform.components, ones.components)
     assert uniform.label == "PCA, vocabulary-uniform" and ones.label == "PCA, token-weighted"
     assert not torch.allclose(uniform.variances, fit_pca(table, counts, 4).variances)
@@ -45,7 +48,9 @@ def test_chunks_of_the_table_change_nothing(monkeypatch):
     table, counts = table_and_counts()
     whole = fit_pca(table, counts, 4)
     monkeypatch.setattr("stage1.compress.CHUNK", 7)
-    torch.testing.assert_close(fit_pca(table, counts, 4).variances, whole.variances, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        fit_pca(table, counts, 4).variances, whole.variances, rtol=1e-12, atol=0
+    )
 
 
 def test_all_dimensions_go_round():
@@ -66,7 +71,9 @@ def test_the_inverse_loses_just_the_variance_that_is_not_kept():
 def test_narrowed_is_the_pca_fitted_at_that_width():
     table, counts = table_and_counts()
     narrow, fitted = fit_pca(table, counts, 9).narrowed(3), fit_pca(table, counts, 3)
-    assert torch.equal(narrow.components, fitted.components) and narrow.kept == pytest.approx(fitted.kept)
+    assert torch.equal(narrow.components, fitted.components) and narrow.kept == pytest.approx(
+        fitted.kept
+    )
 
 
 def test_a_random_projection_has_no_first_components_to_narrow_to():
@@ -77,17 +84,24 @@ def test_a_random_projection_has_no_first_components_to_narrow_to():
 def test_components_are_orthonormal_and_their_sign_is_fixed():
     table, counts = table_and_counts()
     for compression in (fit_pca(table, counts, 6), random_projection(table, counts, 6)):
-        torch.testing.assert_close(compression.components @ compression.components.T, torch.eye(6), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            compression.components @ compression.components.T, torch.eye(6), rtol=0, atol=1e-6
+        )
     components = fit_pca(table, counts, 6).components
     assert (components.gather(1, components.abs().argmax(1, keepdim=True)) > 0).all()
 
 
 def test_a_random_projection_keeps_less_than_pca_and_depends_on_its_seed():
     table, counts = table_and_counts()
-    pca, first, second = fit_pca(table, counts, 4), *(random_projection(table, counts, 4, seed) for seed in (0, 1))
+    pca, first, second = (
+        fit_pca(table, counts, 4),
+        *(random_projection(table, counts, 4, seed) for seed in (0, 1)),
+    )
     assert max(first.kept, second.kept) < pca.kept and first.kept != second.kept
     tokens = table.repeat_interleave(counts, 0).double()
-    kept = (first.compress(tokens.float()).double()).square().sum() / (tokens - tokens.mean(0)).square().sum()
+    kept = (first.compress(tokens.float()).double()).square().sum() / (
+        tokens - tokens.mean(0)
+    ).square().sum()
     assert float(kept) == pytest.approx(first.kept, rel=1e-4)
     assert torch.equal(first.components, random_projection(table, counts, 4, 0).components)
 
@@ -97,7 +111,9 @@ def test_lookup_gives_every_token_back_at_any_width(width):
     table, counts = table_and_counts()
     pca = fit_pca(table, counts, width)
     ids = torch.randint(V, (3, 50), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(nearest_codebook(pca.compress(table[ids]), pca.compress(table), chunk=11), ids)
+    assert torch.equal(
+        nearest_codebook(pca.compress(table[ids]), pca.compress(table), chunk=11), ids
+    )
 
 
 def test_lookup_is_the_nearest_entry_and_the_lowest_id_among_equals():
@@ -142,17 +158,24 @@ def test_a_bfloat16_table_is_read_as_the_numbers_it_holds():
     table, counts = table_and_counts()
     table = table.bfloat16()
     half, single = fit_pca(table, counts, 4), fit_pca(table.float(), counts, 4)
-    assert torch.equal(half.variances, single.variances) and torch.equal(half.components, single.components)
+    assert torch.equal(half.variances, single.variances) and torch.equal(
+        half.components, single.components
+    )
     assert half.mean.dtype == half.compress(table).dtype == torch.float32
     assert torch.equal(half.compress(table), single.compress(table.float()))
     assert variance(table, counts) == variance(table.float(), counts)
     book, bfloat_book = half.compress(table), half.compress(table).bfloat16()
-    assert torch.equal(nearest_codebook(book, bfloat_book), nearest_codebook(book, bfloat_book.float()))
+    assert torch.equal(
+        nearest_codebook(book, bfloat_book), nearest_codebook(book, bfloat_book.float())
+    )
 
 
 @pytest.mark.parametrize("shape", [(D,), (50, D), (3, 20, D), (0, D)])
 def test_compressing_by_chunks_keeps_the_shape_and_the_values(monkeypatch, shape):
-    pca, embeddings = fit_pca(*table_and_counts(), 4), torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    pca, embeddings = (
+        fit_pca(*table_and_counts(), 4),
+        torch.randn(shape, generator=torch.Generator().manual_seed(1)),
+    )
     whole = (embeddings - pca.mean) @ pca.components.T
     monkeypatch.setattr("stage1.compress.CHUNK", 7)
     torch.testing.assert_close(pca.compress(embeddings), whole, rtol=1e-5, atol=1e-5)
@@ -172,7 +195,9 @@ def test_lookup_by_chunks_is_that_of_the_whole(seed, chunk, entries):
 @pytest.mark.parametrize("fit", [fit_pca, random_projection])
 @pytest.mark.parametrize("width", [0, D + 1])
 def test_a_width_outside_one_to_d_is_refused(fit, width):
-    with pytest.raises(ValueError, match=rf"compressed_width={width}: expected 1 to 16, the embedding width D"):
+    with pytest.raises(
+        ValueError, match=rf"compressed_width={width}: expected 1 to 16, the embedding width D"
+    ):
         fit(*table_and_counts(), width)
 
 

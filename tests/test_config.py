@@ -11,7 +11,8 @@ from itertools import pairwise
 import pytest
 
 from stage1 import config
-from stage1.config import StudyConfig, check_type, from_notebook, load_preset, nearest, presets
+from stage1.config import StudyConfig, from_notebook, load_preset, presets
+from stage1.fields import check_type, nearest
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,11 @@ def test_a_config_cannot_be_changed_in_place():
 def test_replace_leaves_the_original_and_the_other_fields_alone():
     before = StudyConfig(seed=3)
     after = before.replace(test_examples=5)
-    assert (before.test_examples, after.test_examples, after.seed) == (StudyConfig().test_examples, 5, 3)
+    assert (before.test_examples, after.test_examples, after.seed) == (
+        StudyConfig().test_examples,
+        5,
+        3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,11 @@ def test_replace_leaves_the_original_and_the_other_fields_alone():
         ({"test_examples": 0}, ValueError, ["test_examples=0", "one or more"]),
         ({"eval_batch_size": 0}, ValueError, ["eval_batch_size=0", "one or more"]),
         ({"max_prompt_tokens": -160}, ValueError, ["max_prompt_tokens=-160", "one or more"]),
-        ({"dtype": "bfloat61"}, ValueError, ["dtype='bfloat61'", "'float32', 'bfloat16'", "did you mean 'bfloat16'"]),
+        (
+            {"dtype": "bfloat61"},
+            ValueError,
+            ["dtype='bfloat61'", "'float32', 'bfloat16'", "did you mean 'bfloat16'"],
+        ),
         ({"data_seed": -1}, ValueError, ["data_seed=-1", "zero or more"]),
         ({"seeds": 0}, ValueError, ["seeds=0", "one or more"]),
         ({"epochs": 0}, ValueError, ["epochs=0", "one or more"]),
@@ -68,23 +77,51 @@ def test_replace_leaves_the_original_and_the_other_fields_alone():
         ({"weight_decay": -0.1}, ValueError, ["weight_decay=-0.1", "zero or more"]),
         ({"temperature": -1.0}, ValueError, ["temperature=-1.0", "zero or more"]),
         ({"temperature": math.inf}, ValueError, ["temperature=inf", "zero or more"]),
-        ({"reconstruction_weight": math.nan}, ValueError, ["reconstruction_weight=nan", "zero or more"]),
+        (
+            {"reconstruction_weight": math.nan},
+            ValueError,
+            ["reconstruction_weight=nan", "zero or more"],
+        ),
         ({"ce_weight": -2.0}, ValueError, ["ce_weight=-2.0", "zero or more"]),
         ({"learning_rate": 0.0}, ValueError, ["learning_rate=0.0", "a positive number, or None"]),
         ({"learning_rate": -1.0}, ValueError, ["learning_rate=-1.0", "a positive number, or None"]),
-        ({"learning_rate": math.nan}, ValueError, ["learning_rate=nan", "a positive number, or None"]),
-        ({"learning_rate": math.inf}, ValueError, ["learning_rate=inf", "a positive number, or None"]),
-        ({"learning_rate": "1e-3"}, TypeError, ["learning_rate='1e-3'", "str", "expected float", "1.0e-4, not 1e-4"]),
+        (
+            {"learning_rate": math.nan},
+            ValueError,
+            ["learning_rate=nan", "a positive number, or None"],
+        ),
+        (
+            {"learning_rate": math.inf},
+            ValueError,
+            ["learning_rate=inf", "a positive number, or None"],
+        ),
+        (
+            {"learning_rate": "1e-3"},
+            TypeError,
+            ["learning_rate='1e-3'", "str", "expected float", "1.0e-4, not 1e-4"],
+        ),
         ({"learning_rate": True}, TypeError, ["learning_rate=True", "bool", "expected float"]),
         ({"objective": None}, TypeError, ["objective=None", "expected str"]),
-        ({"initialisation": "pca"}, ValueError, ["initialisation='pca'", "'random', 'pca_inverse'"]),
-        ({"output_scaling": "callibrated"}, ValueError, ["output_scaling=", "did you mean 'calibrated'"]),
+        (
+            {"initialisation": "pca"},
+            ValueError,
+            ["initialisation='pca'", "'random', 'pca_inverse'"],
+        ),
+        (
+            {"output_scaling": "callibrated"},
+            ValueError,
+            ["output_scaling=", "did you mean 'calibrated'"],
+        ),
         ({"device": 0}, ValueError, ["device=0", "'auto', 'cpu', 'cuda'"]),
         ({"prompt_template": "xyz"}, ValueError, ["prompt_template='xyz'", "'plain', 'chat'"]),
         ({"gradients_every": -1}, ValueError, ["gradients_every=-1", "zero or more"]),
         ({"equivalence_margin": -0.5}, ValueError, ["equivalence_margin=-0.5", "zero or more"]),
         ({"reconstruction_term": "fvv"}, ValueError, ["reconstruction_term='fvv'", "'mse', 'fvu'"]),
-        ({"balancing": "uncertain"}, ValueError, ["balancing='uncertain'", "did you mean 'uncertainty'"]),
+        (
+            {"balancing": "uncertain"},
+            ValueError,
+            ["balancing='uncertain'", "did you mean 'uncertainty'"],
+        ),
         ({"trian_examples": 5}, ValueError, ["'trian_examples'", "did you mean 'train_examples'"]),
     ],
 )
@@ -151,13 +188,27 @@ def test_the_size_of_a_pass_is_a_number_or_that_of_the_batch(unchecked, size):
         ({"recomputed": math.nan}, ValueError, "recomputed=nan: expected 0 to 1"),
         ({"recomputed": True}, TypeError, "recomputed=True is a bool: expected float"),
         ({"processes": 0}, ValueError, "processes=0: expected one or more"),
-        ({"processes": 2, "device": "sharded"}, ValueError, "processes=2: expected 1 where device='sharded'"),
-        ({"matmul": "fp9"}, ValueError, "matmul='fp9': expected one of 'native', 'fp8'; did you mean 'fp8'?"),
+        (
+            {"processes": 2, "device": "sharded"},
+            ValueError,
+            "processes=2: expected 1 where device='sharded'",
+        ),
+        (
+            {"matmul": "fp9"},
+            ValueError,
+            "matmul='fp9': expected one of 'native', 'fp8'; did you mean 'fp8'?",
+        ),
         ({"packed": 1}, TypeError, "packed=1 is a int: expected bool"),
-        ({"compiled": "true"}, TypeError, "compiled='true' is a str: expected bool (write True or False, capitalised)"),
+        (
+            {"compiled": "true"},
+            TypeError,
+            "compiled='true' is a str: expected bool (write True or False, capitalised)",
+        ),
     ],
 )
-def test_what_the_engine_and_the_memory_cannot_take_is_refused_in_these_words(unchecked, changes, error, message):
+def test_what_the_engine_and_the_memory_cannot_take_is_refused_in_these_words(
+    unchecked, changes, error, message
+):
     with pytest.raises(error) as raised:
         unchecked.StudyConfig(**changes)
     assert str(raised.value) == message
@@ -182,7 +233,11 @@ def test_no_suggestion_is_made_where_nothing_is_near():
 
 @pytest.mark.parametrize(
     "value, expected, hint",
-    [("false", bool, "True or False, capitalised"), ("1e-4", float, "1.0e-4"), (0, bool, "expected bool")],
+    [
+        ("false", bool, "True or False, capitalised"),
+        ("1e-4", float, "1.0e-4"),
+        (0, bool, "expected bool"),
+    ],
 )
 def test_what_yaml_and_papermill_get_wrong_is_explained(value, expected, hint):
     with pytest.raises(TypeError, match=hint) as raised:
@@ -190,7 +245,9 @@ def test_what_yaml_and_papermill_get_wrong_is_explained(value, expected, hint):
     assert f"field={value!r}" in str(raised.value)
 
 
-@pytest.mark.parametrize("value, expected", [(1, float), (1.5, float), (False, bool), (0, int), ("1", str)])
+@pytest.mark.parametrize(
+    "value, expected", [(1, float), (1.5, float), (False, bool), (0, int), ("1", str)]
+)
 def test_fitting_types_are_accepted(value, expected):
     check_type("field", value, expected)
 
@@ -261,8 +318,16 @@ def test_a_misspelled_notebook_parameter_is_refused():
 
 
 def test_only_plain_public_values_of_a_namespace_count_as_parameters():
-    namespace = {"math": math, "helper": lambda: 0, "StudyConfig": StudyConfig, "_i": "x", "__name__": "y"}
-    assert from_notebook(namespace | {"In": ["..."], "Out": {}, "preset": "smoke"}) == load_preset("smoke")
+    namespace = {
+        "math": math,
+        "helper": lambda: 0,
+        "StudyConfig": StudyConfig,
+        "_i": "x",
+        "__name__": "y",
+    }
+    assert from_notebook(namespace | {"In": ["..."], "Out": {}, "preset": "smoke"}) == load_preset(
+        "smoke"
+    )
 
 
 def test_a_notebook_may_have_parameters_of_its_own():
@@ -286,12 +351,16 @@ def test_every_field_is_documented():
     documented = {
         before.target.id
         for before, after in pairwise(studyconfig.body)
-        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(before, ast.AnnAssign)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
     }
     assert {field.name for field in fields(StudyConfig)} == documented
 
 
-@pytest.mark.parametrize("begun, meant", [("option3", "option3_teacher_forced"), ("option2", None), ("", None)])
+@pytest.mark.parametrize(
+    "begun, meant", [("option3", "option3_teacher_forced"), ("option2", None), ("", None)]
+)
 def test_the_beginning_of_one_name_is_enough_for_a_hint(begun, meant):
     names = ["option2_prompt_ce", "option2_on_policy", "option3_teacher_forced"]
     assert nearest(begun, names) == (f"; did you mean {meant!r}?" if meant else "")

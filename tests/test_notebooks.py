@@ -12,8 +12,10 @@ import papermill
 import pytest
 from nbclient.exceptions import DeadKernelError
 
-from stage1 import notebooks, pages, results, store, study
+from stage1 import store
 from stage1.config import load_preset
+from stage1.report import notebooks, pages, results
+from stage1.study import study
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
 DATA, TRAIN, EVAL, LOSS, REPORT = NOTEBOOKS
@@ -84,14 +86,30 @@ def test_runs_under_papermill_and_renders(path, tmp_path, runs, executed):
     assert record["config"]["preset"] == "smoke" and record["results"]
     page = (tmp_path / "page.html").read_text()
     assert "What we found" in page and ("data:image/png;base64" in page or "<svg" in page)
-    assert not re.search(r'<(script|link|img)[^>]+(src|href)="http', page), "the page needs the network"
+    assert not re.search(r'<(script|link|img)[^>]+(src|href)="http', page), (
+        "the page needs the network"
+    )
 
 
 def nbval(notebook: Path, timeout: int = 120) -> subprocess.CompletedProcess:
     """Run the cells again, one by one, and compare every output but images with the one in the notebook."""
     sanitize = Path(__file__).with_name("nbval_sanitize.cfg")
-    options = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={timeout}", f"--nbval-sanitize-with={sanitize}"]
-    command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", "-q", str(notebook)]
+    options = [
+        "--nbval",
+        "--nbval-current-env",
+        f"--nbval-cell-timeout={timeout}",
+        f"--nbval-sanitize-with={sanitize}",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options,
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        str(notebook),
+    ]
     return subprocess.run(command, cwd=notebook.parent, capture_output=True, text=True)
 
 
@@ -105,11 +123,15 @@ def test_gives_the_same_outputs_again_under_nbval(path, runs, executed):
 def test_nbval_catches_a_wrong_number_in_a_real_notebook(tmp_path, runs, executed):
     notebook = nbformat.read(executed[REPORT], as_version=4)
     (answer,) = [
-        cell for cell in notebook.cells if cell.source.startswith("Markdown") and "decision.answer" in cell.source
+        cell
+        for cell in notebook.cells
+        if cell.source.startswith("Markdown") and "decision.answer" in cell.source
     ]
     shown = answer.outputs[0]["data"]["text/markdown"]
     number = re.search(r"F1 (\d+\.\d)", shown)[1]
-    answer.outputs[0]["data"]["text/markdown"] = shown.replace(number, f"{float(number) + 0.1:.1f}", 1)
+    answer.outputs[0]["data"]["text/markdown"] = shown.replace(
+        number, f"{float(number) + 0.1:.1f}", 1
+    )
     nbformat.write(notebook, tmp_path / "planted.ipynb")
     run = nbval(tmp_path / "planted.ipynb")
     assert run.returncode == 1 and "1 failed" in run.stdout, run.stdout[-3_000:]
@@ -126,8 +148,13 @@ PLANTED = {
 def test_papermill_and_nbval_catch(source, tmp_path):
     """The good notebook is executed first, so that nbval has outputs to compare with."""
     cells = [nbformat.v4.new_code_cell("preset = 'smoke'", metadata={"tags": ["parameters"]})]
-    language = {"language_info": {"name": "python"}, "kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    good = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell("1 + 1")], metadata=language)
+    language = {
+        "language_info": {"name": "python"},
+        "kernelspec": {"name": "python3", "display_name": "Python 3"},
+    }
+    good = nbformat.v4.new_notebook(
+        cells=[*cells, nbformat.v4.new_code_cell("1 + 1")], metadata=language
+    )
     nbformat.write(good, tmp_path / "good.ipynb")
     notebooks.execute(tmp_path / "good.ipynb", tmp_path / "planted.ipynb", {"preset": "smoke"})
     assert nbval(tmp_path / "planted.ipynb", timeout=20).returncode == 0
@@ -162,10 +189,14 @@ def test_the_report_recommends_what_its_records_say(tmp_path, runs, executed, mo
         ("preset", "quik", "did you mean 'quick'?"),
     ],
 )
-def test_bad_parameters_stop_before_any_work(path, parameter, value, message, tmp_path, monkeypatch):
+def test_bad_parameters_stop_before_any_work(
+    path, parameter, value, message, tmp_path, monkeypatch
+):
     monkeypatch.setenv("STAGE1_RUNS", str(tmp_path / "runs"))
     with pytest.raises(papermill.PapermillExecutionError) as error:
-        papermill.execute_notebook(path, tmp_path / "out.ipynb", {"preset": "smoke", parameter: value})
+        papermill.execute_notebook(
+            path, tmp_path / "out.ipynb", {"preset": "smoke", parameter: value}
+        )
     assert message in error.value.evalue
     assert not (tmp_path / "runs").exists()
 
@@ -179,7 +210,9 @@ def test_first_notebook_records_what_it_shows(tmp_path, monkeypatch):
     chosen = answers[(answers["condition"] == "embeddings") & (answers["names"] == "unseen")]
     assert results["ceiling"]["f1"] == pytest.approx(chosen["f1"].mean())
     assert results["agree"] == results["asked"] == 48
-    assert f"reaches F1 {results['ceiling']['f1']:.1f}" in json.dumps(nbformat.read(executed, as_version=4))
+    assert f"reaches F1 {results['ceiling']['f1']:.1f}" in json.dumps(
+        nbformat.read(executed, as_version=4)
+    )
     lookups = [row for row in results["widths"] if row["condition"] == "codebook"]
     assert [row["K"] for row in lookups] == [6, 12, 24, 48, 96, 192]
     assert len({row["f1"] for row in lookups}) == 1, "lookup is exact at any K"
@@ -201,8 +234,13 @@ def test_training_notebook_trains_what_it_is_told_to(tmp_path, monkeypatch):
 def test_training_notebook_refuses_an_unknown_objective_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setenv("STAGE1_RUNS", str(tmp_path / "runs"))
     with pytest.raises(papermill.PapermillExecutionError) as error:
-        papermill.execute_notebook(TRAIN, tmp_path / "out.ipynb", {"preset": "smoke", "objective": "distil"})
-    assert "objective='distil'" in error.value.evalue and "did you mean 'distill'?" in error.value.evalue
+        papermill.execute_notebook(
+            TRAIN, tmp_path / "out.ipynb", {"preset": "smoke", "objective": "distil"}
+        )
+    assert (
+        "objective='distil'" in error.value.evalue
+        and "did you mean 'distill'?" in error.value.evalue
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -211,14 +249,17 @@ def test_evaluation_notebook_names_the_command_that_makes_what_is_missing(tmp_pa
     with pytest.raises(papermill.PapermillExecutionError) as error:
         papermill.execute_notebook(EVAL, tmp_path / "out.ipynb", {"preset": "smoke"})
     assert "as_found-seed0/record.json: this adapter has not been trained yet" in error.value.evalue
-    assert "papermill notebooks/02_train_adapter.ipynb out.ipynb -p preset smoke -p objective as_found" in (
-        error.value.evalue
+    assert (
+        "papermill notebooks/02_train_adapter.ipynb out.ipynb -p preset smoke -p objective as_found"
+        in (error.value.evalue)
     )
 
 
 def test_evaluation_notebook_shows_every_condition_of_its_records(tmp_path, runs):
     notebooks.execute(EVAL, tmp_path / "out.ipynb", {"preset": "smoke"})
-    rows = {row["condition"]: row for row in store.read_json(runs / RECORDS[EVAL])["results"]["table"]}
+    rows = {
+        row["condition"]: row for row in store.read_json(runs / RECORDS[EVAL])["results"]["table"]
+    }
     assert len(rows) == 14
     for folder in (runs / "smoke/adapters").iterdir():
         test = store.read_json(folder / "record.json")["results"]["test"]

@@ -17,10 +17,12 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from stage1 import decision, evidence, model_card, results, store
+from stage1 import store
 from stage1.config import load_preset
-from stage1.language_model import SHIPPED
+from stage1.model.language_model import SHIPPED
 from stage1.objectives import OBJECTIVES
+from stage1.pretrain import model_card
+from stage1.report import decision, evidence, results
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -38,10 +40,18 @@ def test_environment_yml_repeats_the_pins_of_pyproject():
 
 
 def test_constraints_satisfy_the_pins():
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    versions = {line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in lines}
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    versions = {
+        line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in lines
+    }
     for pin in map(Requirement, PINS):
-        assert pin.specifier.contains(versions[pin.name]), f"{pin}: constraints.txt has {versions[pin.name]}"
+        assert pin.specifier.contains(versions[pin.name]), (
+            f"{pin}: constraints.txt has {versions[pin.name]}"
+        )
 
 
 def test_the_package_imports_where_it_only_trains():
@@ -55,7 +65,9 @@ def checkout(tmp_path_factory) -> Path:
     """A copy of the files that git knows, or would, without any earlier run."""
     copy = tmp_path_factory.mktemp("checkout")
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = subprocess.run(
+        listing, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     for name in names:
         if (ROOT / name).is_file() and not name.startswith("reports/"):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +102,9 @@ def running_step(snakemake: subprocess.Popen, executed: Path) -> psutil.Process:
 
 def test_a_killed_step_leaves_nothing_half_written_and_the_next_run_finishes(checkout):
     snakemake = start(checkout, "--", RECORD)
-    running_step(snakemake, checkout / "runs/smoke/notebooks/01_data_and_pca.ipynb").send_signal(signal.SIGKILL)
+    running_step(snakemake, checkout / "runs/smoke/notebooks/01_data_and_pca.ipynb").send_signal(
+        signal.SIGKILL
+    )
     output, _ = snakemake.communicate(timeout=120)
     assert snakemake.returncode != 0, output
     assert not (checkout / RECORD).exists() and not (checkout / PAGE).exists()
@@ -121,7 +135,9 @@ def test_the_report_trains_every_objective_with_every_seed(checkout):
 
 def asked_for(plan: str, resource: str) -> dict[str, set[str]]:
     """What the jobs of each rule in a dry run's output ask for of a resource."""
-    jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", plan, re.MULTILINE)
+    jobs = re.findall(
+        r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", plan, re.MULTILINE
+    )
     asked = {}
     for rule, resources in jobs:
         asked.setdefault(rule, set()).update(re.findall(rf"\b{resource}=(\w+)", resources))
@@ -133,13 +149,27 @@ NEEDS_GPU = ("data_and_pca", "train_adapter", "generation_eval", "loss_magnitude
 
 
 def test_the_slurm_profile_asks_for_a_gpu_memory_and_time_per_job(checkout):
-    command = [*SNAKEMAKE, "--profile", "profiles/slurm", "--dry-run", "--forceall", "--config", "preset=smoke"]
+    command = [
+        *SNAKEMAKE,
+        "--profile",
+        "profiles/slurm",
+        "--dry-run",
+        "--forceall",
+        "--config",
+        "preset=smoke",
+    ]
     plan = finish(checkout, command=command)
     gpu, memory, minutes = (asked_for(plan, resource) for resource in ("gpu", "mem_mb", "runtime"))
-    assert gpu == {rule: {"1"} for rule in NEEDS_GPU} | {"report": set(), "index": set(), "all": set()}
+    assert gpu == {rule: {"1"} for rule in NEEDS_GPU} | {
+        "report": set(),
+        "index": set(),
+        "all": set(),
+    }
     assert {rule: memory[rule] for rule in NEEDS_GPU} == {rule: {"32000"} for rule in NEEDS_GPU}
     assert memory["report"] == {"8000"} and minutes["train_adapter"] == {"240"}
-    together = finish(checkout, "processes=2", "--cores", "8", command=command)  # a dry run plans one core otherwise
+    together = finish(
+        checkout, "processes=2", "--cores", "8", command=command
+    )  # a dry run plans one core otherwise
     assert asked_for(together, "gpu")["train_adapter"] == {"2"}
     assert asked_for(together, "gpu")["generation_eval"] == {"1"}
     assert asked_for(together, "mem_mb")["train_adapter"] == {"64000"}
@@ -154,12 +184,16 @@ def test_jobs_ask_for_no_more_gpus_than_one_machine_has(checkout, there, asked):
 def test_a_preset_on_the_cpu_asks_for_no_gpu(checkout):
     (checkout / "configs/on_cpu.yaml").write_text("device: cpu\nprocesses: 2\n")
     plan = finish(checkout, "preset=on_cpu", "--dry-run")
-    assert {rule: asked_for(plan, "gpu")[rule] for rule in NEEDS_GPU} == {rule: {"0"} for rule in NEEDS_GPU}
+    assert {rule: asked_for(plan, "gpu")[rule] for rule in NEEDS_GPU} == {
+        rule: {"0"} for rule in NEEDS_GPU
+    }
 
 
 def test_only_the_training_is_told_of_processes(checkout):
     plan = finish(checkout, "processes=2", "--dry-run", "--printshellcmds")
-    assert set(re.findall(r"-m stage1.notebooks (\S+) .* -p processes 2$", plan, re.MULTILINE)) == {TRAINING}
+    assert set(re.findall(r"-m stage1.notebooks (\S+) .* -p processes 2$", plan, re.MULTILINE)) == {
+        TRAINING
+    }
     assert plan.count("-p processes") == len(OBJECTIVES)
     assert "-p processes" not in finish(checkout, "--dry-run", "--printshellcmds")
 
@@ -175,18 +209,26 @@ def test_make_hands_out_the_gpus_there_are_or_the_cluster(checkout):
     """What `make report` would run; its line asks stage1.gpus for their number."""
     command = ["make", "--dry-run", "--old-file=.venv/made", "report", "PROCESSES=2"]
     here = finish(checkout, command=command)
-    assert "--resources gpu=$(.venv/bin/python -m stage1.gpus)" in here and "preset=quick processes=2" in here
+    assert (
+        "--resources gpu=$(.venv/bin/python -m stage1.gpus)" in here
+        and "preset=quick processes=2" in here
+    )
     cluster = finish(checkout, "PROFILE=profiles/slurm", command=command)
     assert "--profile profiles/slurm" in cluster and "--cores" not in cluster
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
     count = [sys.executable, "-m", "stage1.gpus"]
-    assert subprocess.run(count, cwd=ROOT, env=environment, capture_output=True, text=True).stdout == "0\n"
+    assert (
+        subprocess.run(count, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+        == "0\n"
+    )
 
 
 def test_an_unknown_preset_stops_the_report_with_its_name(checkout):
     process = start(checkout, "preset=quik")
     output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0 and "preset='quik'" in output and "did you mean 'quick'?" in output
+    assert (
+        process.returncode != 0 and "preset='quik'" in output and "did you mean 'quick'?" in output
+    )
 
 
 def test_the_readme_shows_the_records():
@@ -202,7 +244,9 @@ def shown_benchmarks() -> list[str]:
         pd.read_csv(ROOT / f"benchmarks/results/{name}.csv")
         for name in ("train_step", "train_step_largest", "generate")
     )
-    step = step[["step", "batch", "passes", "examples_per_s", "peak_GB", "of_matmul_rate"]].astype({"passes": "Int64"})
+    step = step[["step", "batch", "passes", "examples_per_s", "peak_GB", "of_matmul_rate"]].astype(
+        {"passes": "Int64"}
+    )
     step = step.round({"examples_per_s": 1, "peak_GB": 1, "of_matmul_rate": 2}).astype(object)
     largest = largest.drop(columns="card_GB").round({"base_GB": 1, "GB_per_example": 2})
     counts = dict.fromkeys([name for name in largest.columns if name.startswith("largest")], int)
@@ -227,9 +271,14 @@ def test_the_readme_shows_the_benchmarks_at_the_8b_shape():
         ("packed, compiled, fp8", "and {:.2f} times"),
     ):
         assert text.format(rate[name, 64] / found) in words
-    error = pd.read_csv(ROOT / "benchmarks/results/train_step_agreement.csv", index_col="path")["gradient_error"]
+    error = pd.read_csv(ROOT / "benchmarks/results/train_step_agreement.csv", index_col="path")[
+        "gradient_error"
+    ]
     assert f"relative error against float32 is then {error['packed, compiled, fp8']:.2f}" in words
-    assert f"has {error['packed, compiled']:.3f} packed and {error['padded rows']:.3f} in padded rows" in words
+    assert (
+        f"has {error['packed, compiled']:.3f} packed and {error['padded rows']:.3f} in padded rows"
+        in words
+    )
     option1 = pd.read_csv(ROOT / "benchmarks/results/option1.csv", index_col=["path", "precision"])
     counts = option1.loc["from counts"]
     assert f"10,000 prompts train in {counts.loc['tf32', 'seconds']:.1f} s" in words
@@ -242,14 +291,18 @@ def test_the_readme_shows_the_gpu_records():
     words = " ".join(readme.split())
     e = evidence.load(load_preset("full"))
     assert model_card.markdown_table(e.headline) in readme
-    assert model_card.markdown_table(results.headline(results.budget_table(e.runs, e.untrained))) in readme
+    assert (
+        model_card.markdown_table(results.headline(results.budget_table(e.runs, e.untrained)))
+        in readme
+    )
     assert model_card.markdown_table(e.padding) in readme
     for sentence in decision.answer(e):
         assert sentence in words
     plain = e.untrained.set_index("condition")["f1"]
     assert (
         f"Original embeddings {plain['embeddings']:.1f}, lookup {plain['codebook']:.1f}, PCA inverse without an "
-        f"adapter {plain['pca_inverse']:.1f}, question without context {plain['question_only']:.1f}" in words
+        f"adapter {plain['pca_inverse']:.1f}, question without context {plain['question_only']:.1f}"
+        in words
     )
     small = e.sizes[e.sizes["train_examples"] == 640].groupby(results.ADAPTER)["f1"].mean()
     assert f"nothing passes {small.max():.0f} (`records/full/runs_640x2.csv`)" in words
@@ -265,7 +318,9 @@ def test_the_headline_follows_from_the_committed_scores_of_every_answer():
     """The table of README and report once more, from the scores of the answers, without the package."""
     e = evidence.load(load_preset("full"))
     scores = pd.read_parquet(ROOT / "records/full/runs_10000x3.parquet")
-    chosen = scores[(scores["initialisation"] == "pca_inverse") & (scores["output_scaling"] == "calibrated")]
+    chosen = scores[
+        (scores["initialisation"] == "pca_inverse") & (scores["output_scaling"] == "calibrated")
+    ]
     seeds = chosen.groupby(["objective", "seed"], observed=True)["f1"].mean().unstack()
     table = e.table.set_index("objective")
     for objective, row in seeds.iterrows():
@@ -280,7 +335,9 @@ def test_the_headline_follows_from_the_committed_scores_of_every_answer():
 
 def test_the_weight_of_the_reconstruction_term_is_what_the_readme_says_of_it():
     e = evidence.load(load_preset("full"))
-    share = e.step_shares.set_index(["objective", "initialisation", "output_scaling", "term"])["step_share"]
+    share = e.step_shares.set_index(["objective", "initialisation", "output_scaling", "term"])[
+        "step_share"
+    ]
     assert share["option3_teacher_forced", "pca_inverse", "calibrated", "reconstruction"] < 0.01
     random = e.weight_table[e.weight_table["initialisation"] == "random"]
     assert random.loc[random["reconstruction_weight"] <= 1, "f1"].max() < 4

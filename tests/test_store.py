@@ -40,7 +40,9 @@ def test_a_table_comes_back_as_it_was(tmp_path):
     pd.testing.assert_frame_equal(back, table)
 
 
-@pytest.mark.parametrize("read, name", [(store.read_json, "a.json"), (store.read_table, "a.parquet")])
+@pytest.mark.parametrize(
+    "read, name", [(store.read_json, "a.json"), (store.read_table, "a.parquet")]
+)
 def test_a_missing_record_is_named(tmp_path, read, name):
     with pytest.raises(store.RecordError, match=name):
         read(tmp_path / name)
@@ -96,15 +98,30 @@ def test_the_adapters_of_a_study_share_its_folder(changed):
 
 @pytest.mark.parametrize("changed", [{}, {"epochs": 7}])
 @pytest.mark.parametrize(
-    "change", [{"objective": "distill"}, {"seed": 4}, {"seeds": 9}, {"processes": 2}, {"checkpoint_every": 0}]
+    "change",
+    [
+        {"objective": "distill"},
+        {"seed": 4},
+        {"seeds": 9},
+        {"processes": 2},
+        {"checkpoint_every": 0},
+    ],
 )
 def test_what_changes_no_result_of_the_study_is_not_in_its_name(changed, change):
     study = load_preset("smoke").replace(**changed)
     ((field, value),) = change.items()
-    assert getattr(study, field) != value and store.run_name(study.replace(**change)) == store.run_name(study)
+    assert getattr(study, field) != value and store.run_name(
+        study.replace(**change)
+    ) == store.run_name(study)
 
 
-CRITERIA = {"baseline_f1": 99.0, "target_f1": 69.0, "script_f1": 66.0, "failure_f1": 40.0, "equivalence_margin": 5.0}
+CRITERIA = {
+    "baseline_f1": 99.0,
+    "target_f1": 69.0,
+    "script_f1": 66.0,
+    "failure_f1": 40.0,
+    "equivalence_margin": 5.0,
+}
 
 
 @pytest.mark.parametrize("field", CRITERIA)
@@ -112,15 +129,27 @@ def test_what_results_are_held_against_changes_neither_their_name_nor_their_iden
     smoke = load_preset("smoke")
     held = smoke.replace(**{field: CRITERIA[field]})
     assert held != smoke
-    assert store.run_name(held) == store.run_name(smoke) and store.identity(held) == store.identity(smoke)
+    assert store.run_name(held) == store.run_name(smoke) and store.identity(held) == store.identity(
+        smoke
+    )
 
 
 @pytest.mark.parametrize(
-    "change", [{"reconstruction_term": "fvu"}, {"balancing": "uncertainty"}, {"gradients_every": 5}, {"objective": "x"}]
+    "change",
+    [
+        {"reconstruction_term": "fvu"},
+        {"balancing": "uncertainty"},
+        {"gradients_every": 5},
+        {"objective": "x"},
+    ],
 )
 def test_what_a_training_does_or_records_is_part_of_its_identity(change):
     smoke = load_preset("smoke")
-    assert store.identity(smoke.replace(**change)) == store.identity(smoke) | change != store.identity(smoke)
+    assert (
+        store.identity(smoke.replace(**change))
+        == store.identity(smoke) | change
+        != store.identity(smoke)
+    )
 
 
 def test_every_other_field_is_in_the_name():
@@ -139,8 +168,16 @@ def test_each_adapter_of_a_study_has_a_folder_of_its_own_in_it(tmp_path, monkeyp
     monkeypatch.setenv("STAGE1_RUNS", str(tmp_path))
     smoke = load_preset("smoke").replace(objective="distill", seed=3)
     assert store.adapter_folder(smoke) == tmp_path / "smoke" / "adapters" / "distill-seed3"
-    changes = [{}, {"objective": "as_found"}, {"seed": 1}, {"objective": "as_found", "seed": 1}, {"learning_rate": 0.1}]
-    assert len({store.adapter_folder(smoke.replace(**change)) for change in changes}) == len(changes)
+    changes = [
+        {},
+        {"objective": "as_found"},
+        {"seed": 1},
+        {"objective": "as_found", "seed": 1},
+        {"learning_rate": 0.1},
+    ]
+    assert len({store.adapter_folder(smoke.replace(**change)) for change in changes}) == len(
+        changes
+    )
 
 
 def test_a_file_that_has_the_name_of_a_preset_does_not_get_its_folder(tmp_path):
@@ -174,11 +211,15 @@ def test_a_benchmarks_results_say_where_they_come_from(monkeypatch):
     table = pd.DataFrame({"seconds": [1.0, 2.0]})
     monkeypatch.setattr("sys.argv", [str(store.ROOT / "benchmarks/pca.py"), "--large", "two words"])
     traced = store.traced(table)
-    assert list(traced) == ["seconds", "machine", "versions", "date", "command"] and list(table) == ["seconds"]
+    assert list(traced) == ["seconds", "machine", "versions", "date", "command"] and list(
+        table
+    ) == ["seconds"]
     assert set(traced["command"]) == {"python benchmarks/pca.py --large 'two words'"}
     assert f"torch {torch.__version__}" in traced["versions"][0]
     monkeypatch.setattr("sys.argv", ["/elsewhere/program.py"])
-    assert store.traced(table)["command"][0] == "python program.py"  # a folder of somebody's machine says nothing
+    assert (
+        store.traced(table)["command"][0] == "python program.py"
+    )  # a folder of somebody's machine says nothing
 
 
 def test_provenance_needs_no_git(monkeypatch):

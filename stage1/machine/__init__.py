@@ -1,0 +1,1 @@
+"""GPUs of one machine and the processes that share a training."""

@@ -1,0 +1,1 @@
+"""How the language models that ship with the package were trained."""

@@ -1,0 +1,3 @@
+from stage1.pretrain.train import main
+
+main()

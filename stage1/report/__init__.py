@@ -1,0 +1,1 @@
+"""From records to words, tables, figures and pages. Needs pandas and matplotlib, not torch."""

@@ -1,0 +1,109 @@
+"""One study: data, language model and compression, prepared once for all adapters of a config."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stage1 import adapter as adapters
+from stage1 import objectives, store
+from stage1.adapter import Adapter
+from stage1.compress import Compression, fit_pca, random_projection, variance
+from stage1.config import StudyConfig
+from stage1.corpus import data
+from stage1.corpus.prompts import Encoded, encode, token_counts
+from stage1.evaluation.conditions import untrained_conditions
+from stage1.fields import require
+from stage1.machine import processes
+from stage1.model import language_model
+from stage1.model.language_model import FrozenLM
+from stage1.objectives import ObjectiveContext
+from stage1.study.rates import FALLBACK_RATE, learning_rate
+from stage1.training import memory
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all adapters of a config share."""
+
+    config: StudyConfig
+    lm: FrozenLM
+    encoded: dict[str, Encoded]
+    """The splits `train`, `selection` and `test`."""
+    counts: Int64[np.ndarray, " V"]
+    """How often each token occurs in the training prompts."""
+    compression: Compression
+
+    @cached_property
+    def codebook(self) -> Float[Tensor, "V K"]:
+        return self.compression.compress(self.lm.embedding_table)
+
+    @cached_property
+    def resolved(self) -> StudyConfig:
+        """The config with what it leaves open decided: a batch size of `auto`, and the learning rate."""
+        config = (
+            self.config
+            if self.config.batch_size != "auto"
+            else self.config.replace(batch_size=batch_size(self))
+        )
+        return config.replace(learning_rate=learning_rate(config))
+
+    def test_counts(self) -> Int64[np.ndarray, " V"]:
+        return token_counts(self.encoded["test"].prompts, len(self.counts))
+
+    def untrained(self) -> dict[str, Tensor | None]:
+        """Tables of the conditions that need no training."""
+        table, counts, config = self.lm.embedding_table, torch.from_numpy(self.counts), self.config
+        control = random_projection(table, counts, config.compressed_width, config.data_seed)
+        return untrained_conditions(self.lm, self.compression, control)
+
+
+def prepare(config: StudyConfig) -> Study:
+    """Load and encode everything that the config names; the objective is looked up first, for its error comes cheap."""
+    objectives.find(config.objective)
+    if config.batch_size == "auto" and language_model.choose_device(config.device).type == "cpu":
+        raise ValueError(
+            "batch_size='auto': expected a number where there is no GPU whose memory could be measured"
+        )
+    lm = language_model.load(config)
+    encoded = {
+        split: encode(data.rows(config, split), lm.tokenizer, config, training=split == "train")
+        for split in data.SPLITS
+    }
+    allowed = "at least one whose answer is not cut"
+    require(len(encoded["train"]) > 0, "train_examples", config.train_examples, allowed)
+    counts = token_counts(encoded["train"].prompts, len(lm.embedding_table))
+    compression = fit_pca(
+        lm.embedding_table, torch.from_numpy(counts), config.compressed_width, config.weighting
+    )
+    return Study(config, lm, encoded, counts, compression)
+
+
+def batch_size(study: Study) -> int:
+    """What `batch_size: auto` comes to: the one measured before for this adapter, or else the largest that fits now."""
+    path = store.adapter_folder(study.config) / "batch_size.json"
+    if not path.exists():
+        probe = study.config.replace(batch_size=memory.GRAIN, learning_rate=FALLBACK_RATE)
+        found = memory.largest_batch(
+            lambda: new_adapter(study), objective_context(study, probe), study.encoded["train"]
+        )
+        if processes.rank() == 0:
+            store.write_json(path, {"batch_size": found})
+        processes.barrier()
+    return store.read_json(path)["batch_size"]
+
+
+def objective_context(study: Study, config: StudyConfig | None = None) -> ObjectiveContext:
+    """What the objectives are given in this study, besides adapter and batch; by its own config, unless by another."""
+    spread = variance(study.lm.embedding_table, torch.from_numpy(study.counts))
+    return ObjectiveContext(study.lm, study.codebook, config or study.resolved, spread)
+
+
+def new_adapter(study: Study) -> Adapter:
+    """The study's adapter before its first step."""
+    return adapters.make(
+        study.compression, study.lm.embedding_table, torch.from_numpy(study.counts), study.config
+    )

@@ -1,0 +1,6 @@
+"""Training one adapter: batches, the loop, balancing of terms, readings of gradients, memory."""
+
+from stage1.training.loop import Progress, curve_table, train
+from stage1.training.microbatches import TrainingError
+
+__all__ = ["Progress", "TrainingError", "curve_table", "train"]
