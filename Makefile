@@ -1,5 +1,5 @@
-# Every target sets up what it needs in .venv. `make report PRESET=smoke` runs another preset, PROCESSES=2 trains each
-# adapter on two GPUs, and PROFILE=profiles/slurm submits the jobs to a cluster.
+# Every target sets up the environment in .venv first. Options of `make report`: PRESET=smoke runs another preset,
+# PROCESSES=2 trains each adapter on two GPUs, PROFILE=profiles/slurm submits the jobs to a cluster.
 PRESET ?= quick
 CORES ?= 2
 PYTHON ?= python3
@@ -7,8 +7,10 @@ BIN := .venv/bin
 HERE = --cores $(CORES) --resources gpu=$$($(BIN)/python -m stage1.machine.gpus)
 SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" snakemake $(if $(PROFILE),--profile $(PROFILE),$(HERE)) \
 	--nolock --rerun-incomplete --quiet progress
+# One file, one worker, in the order of collection: tests of a file share what they prepare, and slow files come first.
+PYTEST = $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: env report test full clean
+.PHONY: env report test fast full clean
 
 env: .venv/made
 
@@ -20,12 +22,16 @@ report: env
 	$(SNAKEMAKE) --config preset=$(PRESET) $(if $(PROCESSES),processes=$(PROCESSES))
 
 test: env
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(PYTEST)
 
-# Renders reports/full/ and figures/ from the committed records, adapters included: no GPU, nothing is trained.
+# Without the tests marked slow.
+fast: env
+	$(PYTEST) -m "not slow"
+
+# Render reports/full/ and figures/ from the committed records and adapters. Nothing is trained; no GPU is needed.
 full: env
 	$(SNAKEMAKE) --config preset=full seeds=1
 	cp runs/full/figures/* figures/
 
 clean:
-	rm -rf .venv runs .snakemake *.egg-info .ruff_cache
+	rm -rf .venv runs .snakemake *.egg-info .ruff_cache .mypy_cache

@@ -1,15 +1,15 @@
-# The DAG of papermill runs: every notebook of a preset, executed and rendered. `make report` calls it.
+# The DAG of the report: every notebook of a preset, executed by papermill and rendered. `make report` calls it.
 #
-# The executed notebook is a log, not an output: Snakemake deletes outputs when a job starts or fails, and a failed
-# notebook is what one wants to look at. Records and HTML pages are outputs, so an interrupted step is redone whole;
-# checkpoints and adapters are not declared, so an interrupted training resumes.
-# One thread per job: two jobs side by side finish sooner than one after the other with two threads each.
-# Jobs ask for the GPUs they use where there are any. `--resources gpu=N` says how many there are, and Snakemake lowers
-# what a job asks for to that: with 0, nothing waits. On Slurm it goes to sbatch as it is.
-
-from snakemake.exceptions import WorkflowError
+# Snakemake deletes the outputs of a job when it starts or fails. Records and HTML pages are outputs, so an interrupted
+# step is redone from scratch. The executed notebook is a log: that of a failed step stays readable. Checkpoints and
+# adapters are not declared, so an interrupted training resumes.
+# Most jobs run with one thread: two jobs side by side finish sooner than one after the other with two threads each.
+# Jobs request the GPUs they use. `--resources gpu=N` states how many there are, and Snakemake caps a job's request at
+# N, so with 0 no job waits for a GPU. Slurm receives the request unchanged.
 
 from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
 
 from stage1.config import load_preset
 from stage1.machine import gpus
@@ -22,8 +22,9 @@ try:
     STUDY = load_preset(PRESET).replace(**GIVEN)
 except (ValueError, TypeError) as error:
     raise WorkflowError(error)
-FEWER = f" -p seeds {config['seeds']}" if "seeds" in config else ""  # for notebooks that read all adapters
-TOGETHER = f" -p processes {config['processes']}" if "processes" in config else ""  # for the one that trains them
+# Options passed on to the notebooks that read all adapters, and to the one that trains them.
+SEEDS = f" -p seeds {config['seeds']}" if "seeds" in config else ""
+PROCESSES = f" -p processes {config['processes']}" if "processes" in config else ""
 RUN, REPORT = f"runs/{PRESET}", f"reports/{PRESET}"
 ADAPTER = RUN + "/adapters/{objective}-seed{seed}"
 ALL = {"objective": list(OBJECTIVES), "seed": list(range(STUDY.seeds))}
@@ -31,16 +32,22 @@ SEPARATE = ["01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_re
 TRAINED = expand("02_train_adapter-{objective}-seed{seed}", **ALL)
 GPU_RECORDS = [
     *expand("records/full/runs_{budget}.csv", budget=["10000x3", "640x2", "2500x3", "40000x3"]),
-    *expand("records/full/{file}", file=["runs_10000x3.parquet", "runs_10000x3.gradients.parquet", "untrained.csv", "balancing.csv"]),
-    *expand("records/quick/weights.{kind}", kind=["csv", "gradients.parquet"]),
-    *expand("benchmarks/results/{name}.csv", name=["as_found_padding", "objective_cost", "train_step_largest"]),
+    "records/full/runs_10000x3.parquet",
+    "records/full/runs_10000x3.gradients.parquet",
+    "records/full/untrained.csv",
+    "records/full/balancing.csv",
+    "records/quick/weights.csv",
+    "records/quick/weights.gradients.parquet",
+    "benchmarks/results/as_found_padding.csv",
+    "benchmarks/results/objective_cost.csv",
+    "benchmarks/results/train_step_largest.csv",
 ]
 
 
 def inputs(notebook):
-    """What a step depends on besides records: its notebook, what that imports, the preset and the package's assets."""
+    """Return a step's inputs besides records: its notebook, the preset, the modules it imports, and assets."""
     path = f"notebooks/{notebook}.ipynb"
-    assets = sorted(str(path) for path in Path("stage1/assets").rglob("*") if path.is_file())
+    assets = sorted(str(asset) for asset in Path("stage1/assets").rglob("*") if asset.is_file())
     return [path, f"configs/{PRESET}.yaml", *package_files(Path(path)), *assets]
 
 
@@ -62,7 +69,7 @@ rule data_and_pca:
         page=f"{REPORT}/01_data_and_pca.html",
     log:
         f"{RUN}/notebooks/01_data_and_pca.ipynb",
-    priority: 2  # the longest jobs first
+    priority: 2  # long jobs first
     resources:
         gpu=gpus.needed("01_data_and_pca", STUDY),
     shell:
@@ -85,7 +92,7 @@ rule train_adapter:
         gpu=gpus.needed("02_train_adapter", STUDY),
     shell:
         "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}"
-        " -p objective {wildcards.objective} -p seed {wildcards.seed}{TOGETHER}"
+        " -p objective {wildcards.objective} -p seed {wildcards.seed}{PROCESSES}"
 
 
 rule generation_eval:
@@ -102,7 +109,7 @@ rule generation_eval:
     resources:
         gpu=gpus.needed("03_generation_eval", STUDY),
     shell:
-        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}{FEWER}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}{SEEDS}"
 
 
 rule loss_magnitude:
@@ -118,7 +125,7 @@ rule loss_magnitude:
     resources:
         gpu=gpus.needed("04_loss_magnitude", STUDY),
     shell:
-        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}{FEWER}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}{SEEDS}"
 
 
 rule report:

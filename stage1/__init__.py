@@ -1,6 +1,6 @@
-"""Stage 1 adapter study: can a small adapter undo an 8x compression of a frozen LM's input embeddings?"""
+"""Can a small adapter undo an 8x compression of a frozen language model's input embeddings?"""
 
 import warnings
 
-# Progress is plain tqdm, which executed notebooks and HTML keep; libraries that try for a widget need not say so.
+# Progress bars are plain tqdm, which executed notebooks and HTML keep; no widget is missed.
 warnings.filterwarnings("ignore", message="IProgress not found")

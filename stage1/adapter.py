@@ -1,8 +1,8 @@
-"""The trainable map from K compressed dimensions back to D: the architecture under study, and its two open choices.
+"""The adapter under study: the trainable map from K compressed dimensions back to D.
 
-As found, the adapter starts at random and its output has a root mean square of one in every token, whatever the scale
-of the embeddings. Both are options here: it may start exactly at the linear PCA inverse, and its output norm may start
-at the statistics of what it must produce.
+As found, it starts at random and its output has unit RMS in every token, whatever the scale of the
+embeddings. Here both are options: it may start exactly at the linear PCA inverse, and its output
+norm may start at the statistics of its targets.
 """
 
 import hashlib
@@ -24,12 +24,16 @@ CHUNK = 8_192  # table rows in float32 at a time
 
 
 class Adapter(nn.Module):
-    """gain * LayerNorm_D(sigmoid(scale(z)) * (mlp(LayerNorm_K(z)) + skip(z)) + shift(z)), and with the initialisation
-    `pca_inverse` the linear PCA inverse of z besides, with the gain starting at zero.
+    """gain * LayerNorm_D(sigmoid(scale(z)) * (mlp(LayerNorm_K(z)) + skip(z)) + shift(z)).
 
-    Gating the residual by a scalar that starts at zero is ReZero (Bachlechner et al., 2021); scale and shift from the
-    input are FiLM (Perez et al., 2018). 19,952,641 parameters at K=512, D=4096, all in float32.
+    With the initialisation `pca_inverse`, the gain starts at zero and the linear PCA inverse of z
+    is added. Gating a residual by a scalar that starts at zero is ReZero (Bachlechner et al.,
+    2021); scale and shift from the input are FiLM (Perez et al., 2018). 19,952,641 parameters at
+    K=512, D=4096, all in float32.
     """
+
+    mean: Tensor
+    components: Tensor
 
     def __init__(self, K: int, D: int, initialisation: str = "random"):
         super().__init__()
@@ -41,18 +45,16 @@ class Adapter(nn.Module):
         self.skip, self.scale, self.shift = nn.Linear(K, D), nn.Linear(K, D), nn.Linear(K, D)
         self.output_norm = nn.LayerNorm(D)
         self.gain = nn.Parameter(torch.ones(()))
-        # The linear inverse of the compression it is made for, set by `make` or `load`, never trained.
+        # The linear inverse of the compression, set by `make` or `load` and never trained.
         self.register_buffer("mean", torch.zeros(D))
         self.register_buffer("components", torch.zeros(K, D))
 
     def forward(self, z: Float[Tensor, "*B K"]) -> Float[Tensor, "*B D"]:
         hidden = self.mlp(self.compressed_norm(z)) + self.skip(z)
         output = self.gain * self.output_norm(torch.sigmoid(self.scale(z)) * hidden + self.shift(z))
-        return (
-            z @ self.components + self.mean + output
-            if self.initialisation == "pca_inverse"
-            else output
-        )
+        if self.initialisation == "pca_inverse":
+            return z @ self.components + self.mean + output
+        return output
 
 
 def make(
@@ -61,13 +63,15 @@ def make(
     counts: Int[Tensor, " V"],
     config: StudyConfig,
 ) -> Adapter:
-    """A new adapter on the table's device with the config's initialisation, output scaling and seed.
+    """Return a new adapter with the config's initialisation, output scaling and seed.
 
-    `calibrated` starts the output norm at the token-weighted mean and standard deviation, per dimension, of what it
-    must produce: the embeddings, or what the PCA inverse leaves of them.
+    It is on the table's device. `calibrated` starts the output norm at the token-weighted mean and
+    standard deviation, per dimension, of its targets: the embeddings, or their residuals from the
+    PCA inverse.
     """
     torch.manual_seed(config.seed)
-    adapter = Adapter(*compression.components.shape, config.initialisation).to(table.device)
+    K, D = compression.components.shape
+    adapter = Adapter(K, D, config.initialisation).to(table.device)
     adapter.mean.copy_(compression.mean)
     adapter.components.copy_(compression.components)
     with torch.no_grad():
@@ -84,32 +88,29 @@ def calibrate(
     table: Float[Tensor, "V D"],
     counts: Int[Tensor, " V"],
 ) -> None:
+    """Set the output norm to the token-weighted mean and standard deviation of the targets."""
+
     def target(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        known = (
-            compression.expand(compression.compress(rows))
-            if adapter.initialisation == "pca_inverse"
-            else 0
-        )
-        return rows.float() - known
+        if adapter.initialisation == "pca_inverse":
+            return rows.float() - compression.expand(compression.compress(rows))
+        return rows.float()
 
     share = (counts.double() / counts.sum()).to(table.device, torch.float32)
     chunks = list(zip(share.split(CHUNK), table.split(CHUNK), strict=True))
     mean = sum(part @ target(rows) for part, rows in chunks)
+    squares = [part @ (target(rows) - mean).square() for part, rows in chunks]
     adapter.output_norm.bias.copy_(mean)
-    adapter.output_norm.weight.copy_(
-        sum(part @ (target(rows) - mean).square() for part, rows in chunks).sqrt()
-    )
+    adapter.output_norm.weight.copy_(sum(squares).sqrt())
 
 
 @torch.no_grad()
 def decode(adapter: nn.Module, codebook: Float[Tensor, "V K"]) -> Float[Tensor, "V D"]:
-    """The adapter's embedding of every compressed vocabulary entry, in chunks."""
+    """Return the adapter's embedding of every compressed vocabulary entry, in chunks."""
     first = adapter(codebook[:1])
-    table = first.new_empty(
-        len(codebook), first.shape[1]
-    )  # filled in place: 2 GB at V=128,256, D=4,096
-    for place, rows in zip(table.split(CHUNK), codebook.split(CHUNK), strict=True):
-        place.copy_(adapter(rows))
+    # Filled in place: 2 GB at V=128,256, D=4,096.
+    table = first.new_empty(len(codebook), first.shape[1])
+    for part, rows in zip(table.split(CHUNK), codebook.split(CHUNK), strict=True):
+        part.copy_(adapter(rows))
     return table
 
 
@@ -118,33 +119,27 @@ def parameter_count(adapter: nn.Module) -> int:
 
 
 def fingerprint(table: Float[Tensor, "V D"]) -> str:
-    """A digest of an embedding table's shape and float32 bits: adapters belong to one table."""
-    return hashlib.sha256(f"{tuple(table.shape)} {bit_sums(table.float())}".encode()).hexdigest()[
-        :16
-    ]
+    """Return a digest of an embedding table's shape and float32 bits: it identifies the table."""
+    text = f"{tuple(table.shape)} {bit_sums(table.float())}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def save(adapter: Adapter, folder: Path, config: StudyConfig, lm: FrozenLM) -> None:
-    """`adapter.safetensors`, and beside it `adapter.json`: config, shape, and the embedding table it belongs to."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()
-    }
-    K, D = adapter.components.shape
+    """Write `adapter.safetensors`, and its config, shape and embedding table to `adapter.json`."""
+    state = adapter.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     store.write_atomically(folder / "adapter.safetensors", lambda path: save_file(tensors, path))
-    about = {
-        "K": K,
-        "D": D,
-        "parameters": parameter_count(adapter),
-        "table": fingerprint(lm.embedding_table),
-    }
+    K, D = adapter.components.shape
+    table = fingerprint(lm.embedding_table)
+    about = {"K": K, "D": D, "parameters": parameter_count(adapter), "table": table}
     store.write_record(folder / "adapter.json", config, about)
 
 
 def load(folder: Path, config: StudyConfig, lm: FrozenLM) -> Adapter:
-    """The saved adapter, on the language model's device.
+    """Return the saved adapter, on the language model's device.
 
-    Raises RecordError for a missing or truncated file, and ValueError for an adapter of another width K, another
-    language model or another architecture than the config's.
+    Raises RecordError for a missing or truncated file, and ValueError for an adapter of another
+    width K, another language model or another architecture than the config's.
     """
     record = store.read_json(folder / "adapter.json")
     about, saved = record["results"], record["config"]
@@ -156,7 +151,7 @@ def load(folder: Path, config: StudyConfig, lm: FrozenLM) -> Adapter:
     path = folder / "adapter.safetensors"
     try:
         tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise store.RecordError(
             f"{path}: missing or truncated ({error}); train the adapter again"
         ) from error

@@ -1,11 +1,11 @@
-"""One frozen `StudyConfig` per run: YAML presets, notebook parameters, and errors that name the field."""
+"""One frozen `StudyConfig` per run, from YAML presets and notebook parameters."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -15,131 +15,129 @@ PRESETS = Path(__file__).resolve().parent.parent / "configs"
 of_run, of_data, of_model, of_compression, of_adapter, of_training, of_evaluation, criterion = (
     partial(option, group=group) for group in GROUPS
 )
-no_effect = {"changes_results": False, "in_run_name": False}
-ZERO, ONE, SHARE = "zero or more", "one or more", "0 to 1"
+no_effect: dict[str, Any] = {"changes_results": False, "in_run_name": False}
+ZERO, ONE, SHARE, POSITIVE = "zero or more", "one or more", "0 to 1", "a positive number"
 CRITERIA = ("baseline_f1", "target_f1", "script_f1", "failure_f1")
-"""Thresholds of F1 in percent, none above the one before it."""
+"""Thresholds of F1 in percent, each at most the one before it."""
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything a run depends on. Fields are checked on construction; TypeError or ValueError names the field."""
+    """Everything a run depends on. TypeError or ValueError names a field with a bad value."""
 
+    # run
     preset: str = of_run("quick", recorded=True)
     """Name of the preset the values came from; also the folder of its records under `runs/`."""
-
-    seed: int = of_adapter(0, allowed=ZERO, in_run_name=False, recorded=True)
-    """Seeds one adapter: its initial weights, the order of its examples, its sampling (dimensionless, >= 0)."""
 
     seeds: int = of_run(1, allowed=ONE, **no_effect)
     """Adapters that the report trains per objective: seeds 0, 1, ... (count)."""
 
-    data_seed: int = of_data(0, allowed=ZERO)
-    """Seeds the corpus, the choice of examples and the random projection (dimensionless, >= 0)."""
-
     threads: int = of_run(0, allowed=ZERO)
-    """CPU threads for torch in this process; 0 leaves torch's own choice."""
+    """CPU threads for torch in this process; 0 keeps torch's default."""
+
+    processes: int = of_run(1, allowed=ONE, **no_effect)
+    """Data-parallel processes that train one adapter, each on its own GPU or CPU share."""
 
     # data
+    data_seed: int = of_data(0, allowed=ZERO)
+    """Seed of the corpus, the choice of examples and the random projection."""
+
     data: str = of_data("almanac")
-    """`almanac` (built in), a dataset id on the hub such as `rajpurkar/squad`, a SQuAD v1.1 JSON file, or a folder
-    written by `datasets.save_to_disk`."""
+    """`almanac` (built in), a dataset id on the hub such as `rajpurkar/squad`, a SQuAD v1.1 JSON
+    file, or a folder written by `datasets.save_to_disk`."""
 
     train_examples: int = of_data(10_000, allowed=ZERO, recorded=True)
-    """Questions to train on (examples, before those whose answer is cut are dropped)."""
+    """Training questions, before those with a truncated answer are dropped (examples)."""
 
     selection_examples: int = of_data(500, allowed=ZERO)
-    """Questions to choose hyperparameters on (examples); they share no article with the others."""
+    """Questions for choosing hyperparameters (examples); they share no article with the others."""
 
     test_examples: int = of_data(1_000, allowed=ONE)
     """Questions to report on (examples)."""
 
     test_names: Literal["seen", "unseen"] = of_data("unseen")
-    """Almanac only: whether test passages use names that training passages may contain, or names held out of them."""
+    """Almanac only: test passages use names that training passages may contain, or held-out ones."""
 
     prompt_template: Literal["plain", "chat"] = of_data("plain")
-    """`plain` is "Context: ... Question: ... Answer:"; `chat` is the tokenizer's own chat template."""
+    """`plain` is "Context: ... Question: ... Answer:"; `chat` is the tokenizer's chat template."""
 
     max_prompt_tokens: int = of_data(160, allowed=ONE)
-    """Length budget of a prompt (tokens, begin token included). A longer prompt loses the end of its context."""
+    """Maximum length of a prompt with its begin token (tokens); its context is cut to fit."""
 
     max_answer_tokens: int = of_data(20, allowed=ONE)
-    """Length budget of a gold answer (tokens, end token included); longer training answers are dropped."""
+    """Maximum length of a gold answer with its end token (tokens); longer ones are not trained on."""
 
     # language model
     language_model: str = of_model("shipped", recorded=True, searched=True)
     """`shipped` (in the package), a local folder with safetensors, or a model id on the hub."""
 
     shape_only: bool = of_model(False)
-    """Builds the language model from its config alone, with random weights: a rehearsal that needs no download. What it
-    scores says nothing, and gets no verdict."""
+    """Builds the language model from its config alone, with random weights: a rehearsal that needs
+    no download. Its scores mean nothing and get no verdict."""
 
     dtype: Literal["float32", "bfloat16"] = of_model("float32")
     """Precision of the frozen language model."""
 
     device: Literal["auto", "cpu", "cuda", "sharded"] = of_model("auto")
-    """`auto` takes the GPU where there is one; `sharded` spreads the language model's layers over all GPUs, for a model
-    that does not fit one."""
+    """`auto` takes the GPU if there is one; `sharded` spreads the language model's layers over all
+    GPUs, for a model that does not fit on one."""
 
-    processes: int = of_run(1, allowed=ONE, **no_effect)
-    """Processes that train one adapter together, each on a GPU (or CPU share) of its own, started by
-    torch.distributed.run."""
-
-    # how the language model is passed through: less time or memory, the same results up to rounding
+    # These five trade time against memory; except for fp8, results agree up to rounding.
     packed: bool = of_model(False)
-    """Training examples share one row without padding, each attending to itself alone."""
+    """Packs training examples into one row without padding; each attends to itself alone."""
 
     compiled: bool = of_model(False)
     """`torch.compile` for decoder layers and losses; worth its half minute on a GPU."""
 
     recomputed: float = of_model(0.0, allowed=SHARE)
-    """Share of the decoder layers whose activations are computed again in the backward pass instead of kept."""
+    """Share of the decoder layers that are recomputed in the backward pass to save memory."""
 
     matmul: Literal["native", "fp8"] = of_model("native")
-    """Arithmetic of the decoder layers: `native` is `dtype`; `fp8` takes weights and activations to eight bits: faster
-    on GPUs that have it, and no longer the same model."""
+    """Arithmetic of the decoder layers: `native` is `dtype`; `fp8` quantizes weights and
+    activations to eight bits: faster on GPUs that support it, but no longer the same model."""
 
     trim_last_layer: bool = of_model(True)
-    """Computes the last decoder layer's MLP at supervised positions only, where the layer is of Llama's kind."""
+    """Computes the last decoder layer's MLP at supervised positions only, in Llama-like models."""
 
     # compression
     compressed_width: int = of_compression(24, allowed=ONE, recorded=True, searched=True)
-    """Width K of the compressed embeddings (dimensions); 24 is an eighth of the shipped model's D=192."""
+    """Width K of the compressed embeddings; 24 is an eighth of the shipped model's D=192."""
 
     weighting: Literal["token", "vocabulary"] = of_compression("token")
-    """Whether PCA weighs every token of the training prompts alike, or every entry of the vocabulary."""
+    """Whether PCA weights tokens of the training prompts equally, or vocabulary entries."""
 
     # adapter
+    seed: int = of_adapter(0, allowed=ZERO, in_run_name=False, recorded=True)
+    """Seed of one adapter: its initial weights, the order of its examples, its sampling."""
+
     initialisation: Literal["random", "pca_inverse"] = of_adapter(
         "pca_inverse", recorded=True, searched=True
     )
-    """Where the adapter starts: at random, as found, or exactly at the linear PCA inverse, learning the residual."""
+    """`random`, as found, or `pca_inverse`: the linear PCA inverse plus a residual from zero."""
 
     output_scaling: Literal["unit_rms", "calibrated"] = of_adapter(
         "calibrated", recorded=True, searched=True
     )
-    """Where its output norm starts: at one per dimension, as found, or at the statistics of what it must produce."""
+    """Where the output norm starts: at unit RMS, as found, or at the statistics of its targets."""
 
     # training
     objective: str = of_training(
         "option3_teacher_forced", in_run_name=False, recorded=True, searched=True
     )
-    """Training objective; `stage1/objectives.py` lists them."""
+    """Training objective; `stage1/names.py` lists them."""
 
     epochs: int = of_training(3, allowed=ONE, recorded=True)
-    """Passes over the training examples, or as many tokens drawn by their counts."""
+    """Passes over the training examples, or over as many tokens drawn by their counts."""
 
     batch_size: int | Literal["auto"] = of_training(64, allowed=ONE, recorded=True)
-    """Examples per optimizer step; `auto` takes as many as the GPU's memory holds, by a probe before training."""
+    """Examples per optimizer step; `auto` measures how many fit in the GPU's memory."""
 
     micro_batch_size: int | None = of_training(None, allowed=ONE, **no_effect)
-    """Examples that pass through the language model at a time, gradients adding up to those of the batch; None starts
-    with the whole batch. Halved wherever memory runs out."""
+    """Examples per pass through the language model (gradient accumulation); None starts with the
+    whole batch. Halved whenever memory runs out."""
 
-    learning_rate: float | None = of_training(
-        None, allowed="a positive number, or None", recorded=True
-    )
-    """Peak of AdamW's schedule; None takes the one chosen on the selection split for this objective and adapter."""
+    learning_rate: float | None = of_training(None, allowed=f"{POSITIVE}, or None", recorded=True)
+    """Peak of AdamW's schedule; None takes the rate selected for this objective and adapter."""
 
     warmup: float = of_training(0.05, allowed=SHARE)
     """Share of the steps with a linearly growing learning rate; a cosine to zero follows."""
@@ -147,15 +145,15 @@ class StudyConfig:
     weight_decay: float = of_training(0.01, allowed=ZERO)
     """AdamW weight decay, on all parameters."""
 
-    max_grad_norm: float = of_training(1.0)
+    max_grad_norm: float = of_training(1.0, allowed=POSITIVE)
     """Norm that gradients are clipped to."""
 
     reconstruction_weight: float = of_training(1.0, allowed=ZERO, recorded=True)
-    """Weight of the reconstruction term where the objective has several terms and does not fix them."""
+    """Weight of the reconstruction term, in objectives that do not fix their weights."""
 
     reconstruction_term: Literal["mse", "fvu"] = of_training("mse", recorded=True)
-    """The reconstruction term itself, where the objective does not fix it: squared error per dimension, or that divided
-    by the variance of the embeddings."""
+    """The reconstruction term, where the objective does not fix it: squared error per dimension, or
+    that divided by the variance of the embeddings."""
 
     ce_weight: float = of_training(1.0, allowed=ZERO)
     """Weight of the cross-entropy term, likewise."""
@@ -163,17 +161,17 @@ class StudyConfig:
     balancing: Literal["fixed", "equal_gradient_norms", "uncertainty"] = of_training(
         "fixed", recorded=True
     )
-    """How several terms are weighed against each other: by the weights above, or by one of two published rules that
-    replace them (`stage1/loss_scale.py`)."""
+    """How several terms are weighted: by the weights above, or by one of two published rules that
+    replace them (`stage1/training/balancing.py`)."""
 
     padding_layout: Literal["as_found", "no_labels_on_padding", "no_gap", "no_padding"] = (
         of_training("as_found")
     )
-    """Objective `as_found`: padding stands before the answer and is labelled, as found, or loses the labels, the gap, or
-    both."""
+    """Objective `as_found` only: padding stands before the answer and is labelled, as found, or
+    loses its labels, the gap before the answer, or both."""
 
     gold_fraction: float = of_training(0.25, allowed=SHARE)
-    """On-policy training: share of each batch that is supervised on gold instead of generated answers."""
+    """On-policy training: share of each batch that keeps its gold answers."""
 
     temperature: float = of_training(0.0, allowed=ZERO)
     """On-policy training: temperature of sampled answers; 0 decodes greedily."""
@@ -182,32 +180,32 @@ class StudyConfig:
     """Steps between evaluations on the selection split; 0 evaluates at the end only."""
 
     gradients_every: int = of_training(0, allowed=ZERO)
-    """Steps between readings of each term's gradient, where the objective has several terms; 0 takes none."""
+    """Steps between readings of each term's gradient, if there are several terms; 0 takes none."""
 
     checkpoint_every: int = of_training(100, allowed=ZERO, **no_effect)
     """Steps between checkpoints, from which an interrupted training resumes; 0 writes none."""
 
     # evaluation
     max_new_tokens: int = of_evaluation(20, allowed=ONE)
-    """Length at which greedy generation stops if the end token has not come (tokens)."""
+    """Maximum length of a greedily generated answer (tokens)."""
 
     eval_batch_size: int = of_evaluation(64, allowed=ONE)
-    """Prompts generated for at a time (examples)."""
+    """Prompts per batch of generation (examples)."""
 
-    # what the results are held against: the analysis's criteria, F1 in percent
+    # criteria: the analysis's thresholds, F1 in percent
     baseline_f1: float = criterion(82.0, **no_effect)
-    """What the analysis reports for Llama-3.1-8B from its original embeddings; other criteria are divided by it to be
-    stated as a share of the ceiling."""
+    """F1 that the analysis reports for Llama-3.1-8B from its original embeddings; the other
+    criteria are divided by it to give a share of the ceiling."""
 
     target_f1: float = criterion(70.0, **no_effect)
-    """The analysis's target. It decides; what lies between `script_f1` and this is called a success by the script and
-    a miss by the text."""
+    """The analysis's target, which decides. A score between `script_f1` and this is a success to
+    the script and a miss to the text."""
 
     script_f1: float = criterion(65.0, **no_effect)
-    """What the analysed script calls a success."""
+    """Threshold that the analysed script calls a success."""
 
     failure_f1: float = criterion(50.0, **no_effect)
-    """Below this the analysis calls the adapter a failure."""
+    """Threshold below which the analysis calls the adapter a failure."""
 
     equivalence_margin: float = criterion(2.0, allowed=ZERO, **no_effect)
     """Two objectives whose F1 differs by less than this are called equivalent (points)."""
@@ -223,7 +221,7 @@ class StudyConfig:
         require(alone, "processes", self.processes, "1 where device='sharded'")
 
     def replace(self, **changes) -> "StudyConfig":
-        """A copy with some fields changed; unknown names are refused."""
+        """Return a copy with some fields changed. Raises ValueError for an unknown name."""
         check_names(changes)
         return dataclasses.replace(self, **changes)
 
@@ -232,7 +230,7 @@ class StudyConfig:
 
 
 def check_names(given, also=()) -> None:
-    """Raise ValueError for a name that is no field of StudyConfig (nor in `also`), with the nearest one that is."""
+    """Raise ValueError, with the nearest name, for one that is no field and not in `also`."""
     fields = [field.name for field in dataclasses.fields(StudyConfig)]
     for name in given:
         if name not in fields and name not in also:
@@ -240,18 +238,18 @@ def check_names(given, also=()) -> None:
 
 
 def presets() -> list[str]:
-    """Names of the presets in `configs/`."""
+    """Return the names of the presets in `configs/`."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_preset(name: str) -> StudyConfig:
-    """The preset `configs/<name>.yaml`, or any YAML file by its path. Raises ValueError for an unknown one."""
+    """Load the preset `configs/<name>.yaml`, or any YAML file by its path.
+
+    Raises ValueError for an unknown name or a file that is not a mapping of fields.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(presets())
-        raise ValueError(
-            f"preset={name!r}: expected one of {known}, or a YAML file{nearest(name, presets())}"
-        )
+    allowed = f"one of {', '.join(presets())}, or a YAML file{nearest(name, presets())}"
+    require(path.is_file(), "preset", name, allowed)
     try:
         values = yaml.safe_load(path.read_text("utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -262,25 +260,20 @@ def load_preset(name: str) -> StudyConfig:
 
 
 def from_notebook(namespace: dict, also: Sequence[str] = ()) -> StudyConfig:
-    """The config a notebook's parameters ask for: its `preset`, with every other parameter that is not None on top.
+    """Return a notebook's config: its `preset`, overridden by its parameters that are not None.
 
-    Call it as `from_notebook(globals())` before anything else is assigned. Every plain value in the namespace counts as
-    a parameter, so a misspelled `papermill -p` stops here, where papermill itself only warns. `also` names parameters
-    that belong to the notebook and not to the config.
+    Call it as `from_notebook(globals())` before anything else is assigned. Every plain value in the
+    namespace counts as a parameter, so a misspelled `papermill -p` fails here, where papermill only
+    warns. `also` names parameters that belong to the notebook and not to the config.
     """
-    parameters = {
+    plain = str | int | float | list | tuple | dict | None
+    parameters: dict[str, Any] = {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_")
-        and name not in ("In", "Out")
-        and isinstance(value, str | int | float | list | tuple | dict | None)
+        if not name.startswith("_") and name not in ("In", "Out") and isinstance(value, plain)
     }
     check_names(parameters, also)
-    preset = parameters.get("preset", "quick")
+    preset = parameters.pop("preset", "quick")
     check_type("preset", preset, str)
-    changes = {
-        name: value
-        for name, value in parameters.items()
-        if value is not None and name not in ("preset", *also)
-    }
+    changes = {n: value for n, value in parameters.items() if value is not None and n not in also}
     return load_preset(preset).replace(**changes)

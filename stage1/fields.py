@@ -1,7 +1,7 @@
-"""Config fields that carry their own rules: allowed values, owner, and what depends on them.
+"""Config fields that carry their own rules: allowed values, group, and what depends on them.
 
-A field is declared once, with `option`. Sweeps, run folders, checkpoints and notebooks read what they need to know about
-it from there, so a new field touches the config alone.
+A field is declared once, with `option`. Sweeps, run folders, checkpoints and notebooks read its
+rules from there, so a new field touches the config alone.
 """
 
 import dataclasses
@@ -14,56 +14,62 @@ from collections.abc import Iterable, Sequence
 GROUPS = (
     "run", "data", "language model", "compression", "adapter", "training", "evaluation", "criteria",
 )  # fmt: skip
-"""Owners of fields, in the order in which a study uses them."""
+"""Groups of fields, in the order in which a study uses them."""
+
+
+def is_positive(value) -> bool:
+    return 0 < value < math.inf
+
+
 RANGES = {
     "zero or more": lambda value: 0 <= value < math.inf,
     "one or more": lambda value: value >= 1,
     "0 to 1": lambda value: 0 <= value <= 1,
-    "a positive number, or None": lambda value: 0 < value < math.inf,
+    "a positive number": is_positive,
+    "a positive number, or None": is_positive,
 }
-"""Allowed ranges of numbers, under the words that an error uses."""
+"""Checks of numbers, under the words that an error uses; None passes where the type allows it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What is known about a field besides its type and its default."""
+    """The rules of a field, besides its type and its default."""
 
     group: str
-    """Its owner, one of `GROUPS`."""
+    """One of `GROUPS`."""
     allowed: str | None = None
     """A key of `RANGES`; None where the type says it all."""
     changes_results: bool = True
-    """Whether results depend on it. Fields without effect identify neither run nor checkpoint."""
+    """Whether results depend on it. Other fields identify neither a run nor a checkpoint."""
     in_run_name: bool = True
-    """Whether runs that differ in it have folders of their own."""
+    """Whether runs that differ in it have separate folders."""
     recorded: bool = False
     """Whether every sweep writes it as a column; a field that a sweep varies is always written."""
     searched: bool = False
-    """Whether a learning rate is searched anew for each of its values."""
+    """Whether the learning rate is searched separately for each of its values."""
 
 
-def option(default, group: str, allowed: str | None = None, **about) -> typing.Any:
-    """A dataclass field with `Option` metadata."""
-    return dataclasses.field(default=default, metadata={"option": Option(group, allowed, **about)})
+def option(default, group: str, allowed: str | None = None, **rules) -> typing.Any:
+    """Return a dataclass field with `Option` metadata."""
+    return dataclasses.field(default=default, metadata={"option": Option(group, allowed, **rules)})
 
 
 def options(config) -> dict[str, Option]:
-    """The `Option` of every field of a config or its class, by name."""
+    """Return the `Option` of every field of a config or its class, by name."""
     return {field.name: field.metadata["option"] for field in dataclasses.fields(config)}
 
 
-def names_where(config, **about) -> list[str]:
-    """Names of the fields whose `Option` has these values, in their order: `names_where(c, group="data")`."""
-    wanted = about.items()
+def names_where(config, **rules) -> list[str]:
+    """Return the fields whose `Option` has these values: `names_where(config, group="data")`."""
     return [
         name
         for name, option in options(config).items()
-        if all(getattr(option, key) == value for key, value in wanted)
+        if all(getattr(option, rule) == value for rule, value in rules.items())
     ]
 
 
 def check(config) -> None:
-    """Raise TypeError or ValueError for the first field whose value is of a wrong type or out of range."""
+    """Raise TypeError or ValueError for the first field of a wrong type or out of range."""
     hints = typing.get_type_hints(type(config))
     for name, option in options(config).items():
         value = getattr(config, name)
@@ -73,15 +79,15 @@ def check(config) -> None:
 
 
 def require(condition: bool, name: str, value, allowed: str) -> None:
-    """Raise ValueError with the field, its value and what is allowed, unless the condition holds."""
+    """Raise ValueError with field, value and what is allowed, unless the condition holds."""
     if not condition:
         raise ValueError(f"{name}={value!r}: expected {allowed}")
 
 
 def check_type(name: str, value, expected, also: Sequence = ()) -> None:
-    """Raise unless the value has the field's type; an int serves as a float.
+    """Raise unless the value has the field's type or is one of `also`; an int serves as a float.
 
-    `also` holds further allowed values. Raises ValueError for a value outside a Literal, else TypeError.
+    Raises ValueError for a value outside a Literal, else TypeError.
     """
     if typing.get_origin(expected) in (typing.Union, types.UnionType):  # such as `float | None`
         expected, other = typing.get_args(expected)
@@ -89,25 +95,26 @@ def check_type(name: str, value, expected, also: Sequence = ()) -> None:
         return None if value in also else check_type(name, value, expected, also)
     if typing.get_origin(expected) is typing.Literal:
         choices = typing.get_args(expected)
-        hint = nearest(value, choices) if isinstance(value, str) else ""
-        return require(
-            value in choices, name, value, f"one of {', '.join(map(repr, choices))}{hint}"
-        )
+        allowed = f"one of {', '.join(map(repr, choices))}"
+        allowed += nearest(value, choices) if isinstance(value, str) else ""
+        return require(value in choices, name, value, allowed)
     fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
-    if not fits or (isinstance(value, bool) and expected is not bool):
-        hint = "".join(f" or {other!r}" for other in also if other is not None)
-        if isinstance(value, str):
-            hint += {
-                bool: " (write True or False, capitalised)",
-                float: " (write 1.0e-4, not 1e-4)",
-            }.get(expected, "")
-        found = type(value).__name__
-        raise TypeError(f"{name}={value!r} is a {found}: expected {expected.__name__}{hint}")
+    if fits and not (isinstance(value, bool) and expected is not bool):
+        return None
+    hint = "".join(f" or {other!r}" for other in also if other is not None)
+    if isinstance(value, str) and expected is bool:
+        hint += " (write True or False, capitalised)"
+    if isinstance(value, str) and expected is float:
+        hint += " (write 1.0e-4, not 1e-4)"
+    raise TypeError(
+        f"{name}={value!r} is a {type(value).__name__}: expected {expected.__name__}{hint}"
+    )
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with the only name that starts so, or the closest one; else ""."""
+    """Return "; did you mean 'x'?" for the only name with this prefix or the closest; else ""."""
     names = list(names)
-    started = [known for known in names if name and known.startswith(name)]
-    close = started if len(started) == 1 else difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    matches = [candidate for candidate in names if name and candidate.startswith(name)]
+    if len(matches) != 1:
+        matches = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,13 +1,13 @@
-"""What the study compares, by name: objectives, loss terms and conditions. Needs no torch.
+"""The objectives, loss terms and conditions of the study by name. Needs no torch.
 
-An objective touches two places: its entry in `OBJECTIVES` here, and its function in `objectives.py`. Tables, figures,
-sweeps and the report follow the order of the entries and take labels and colours from them.
+A new objective touches two places: its entry in `OBJECTIVES` and its function in `objectives.py`.
+Tables, figures, sweeps and the report take order, labels and colours from here.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-# Okabe & Ito's palette, distinct under the common colour deficiencies. One colour per objective everywhere.
+# Okabe & Ito's palette, distinct under the common colour deficiencies.
 VERMILION, BLUE, ORANGE, GREEN = "#D55E00", "#0072B2", "#E69F00", "#009E73"
 PURPLE, SKY, BROWN = "#CC79A7", "#56B4E9", "#8C6D31"
 BLACK, DARK, GREY, LIGHT = "#000000", "#444444", "#7F7F7F", "#A6A6A6"
@@ -18,12 +18,12 @@ class Objective:
     """A training objective."""
 
     label: str
-    """What prose calls it."""
+    """Its name in prose."""
     colour: str
     sentence: str
-    """Its entry in a glossary."""
+    """Its glossary entry."""
     reads: Literal["examples", "tokens"] = "examples"
-    """`tokens`: it needs the counts of prompt tokens alone, and no pass of the language model."""
+    """`tokens`: needs only the counts of prompt tokens, and no pass through the language model."""
     is_fix: bool = False
     """Whether it is one of the analysis's fixes, among which the report recommends."""
 
@@ -36,17 +36,18 @@ class LossTerm:
     colour: str
     sentence: str
     uncertainty_factor: float = 1.0
-    """Kendall et al.'s (2018) factor of 1 / variance: one half for a squared error, one for a likelihood of classes."""
+    """Factor of 1 / variance in the loss (Kendall et al., 2018): 0.5 for a squared error, 1 for a
+    cross-entropy."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the frozen model reads at evaluation, besides the adapters."""
+    """What the frozen model reads at evaluation, besides the adapters' embeddings."""
 
     colour: str
     sentence: str
     is_floor: bool = False
-    """Whether the question is asked without its context."""
+    """Whether the question comes without its own context."""
 
 
 OBJECTIVES = {
@@ -58,21 +59,22 @@ OBJECTIVES = {
     "option1_reconstruction": Objective(
         "option 1 (reconstruction alone)",
         BLUE,
-        "Fix option 1: the squared error of the prompt's embeddings, without the language model.",
+        "Fix option 1: squared error of the prompt's embeddings, without the language model.",
         reads="tokens",
         is_fix=True,
     ),
     "option2_prompt_ce": Objective(
         "option 2 as written (cross-entropy of the prompt)",
         ORANGE,
-        "Fix option 2 as the analysis writes it: cross-entropy of the reconstructed prompt's own tokens.",
+        "Fix option 2 as the analysis writes it: cross-entropy of the reconstructed prompt's own "
+        "tokens.",
         is_fix=True,
     ),
     "option2_on_policy": Objective(
         "option 2 as meant (generated answers)",
         GREEN,
-        "Fix option 2 as its text means it: on answers generated during training, KL divergence from the frozen model "
-        "that reads the original prompt.",
+        "Fix option 2 as its text means it: on answers generated during training, KL divergence "
+        "from the frozen model reading the original prompt.",
         is_fix=True,
     ),
     "option3_teacher_forced": Objective(
@@ -87,7 +89,8 @@ OBJECTIVES = {
     "distill": Objective(
         "distillation on gold answers",
         BROWN,
-        "Control: on gold answers, KL divergence from the frozen model that reads the original prompt.",
+        "Control: on gold answers, KL divergence from the frozen model reading the original "
+        "prompt.",
     ),
 }
 FIXES = [name for name, objective in OBJECTIVES.items() if objective.is_fix]
@@ -100,7 +103,7 @@ TERMS = {
     "kl": LossTerm(
         "nats per token",
         GREEN,
-        "KL divergence from the frozen model that reads the original prompt.",
+        "KL divergence from the frozen model reading the original prompt.",
     ),
 }
 
@@ -110,7 +113,7 @@ CONDITIONS = {
         BLACK, "The original embeddings of the same tokens: the ceiling; must equal `text`."
     ),
     "codebook": Condition(
-        DARK, "Lookup: each compressed token is replaced by the nearest entry of the vocabulary."
+        DARK, "Lookup: each compressed token is replaced by the nearest vocabulary entry."
     ),
     "pca_inverse": Condition(GREY, "The linear inverse of the compression, without an adapter."),
     "random_projection": Condition(

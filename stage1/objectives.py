@@ -1,13 +1,13 @@
 """The training objectives: one pure function each, from adapter and batch to named loss terms.
 
-Every function says which tokens it supervises. Masks come from lengths, never from token ids, and the output head reads
-supervised positions only. The frozen model reads the adapter's embeddings for the prompt; gold or generated answers
-follow as original embeddings, as they do when the model generates.
+Every function says which tokens it supervises. Masks come from lengths, never from token ids, and
+the output head reads supervised positions only. The frozen model reads the adapter's embeddings for
+the prompt; gold or generated answers follow as original embeddings, as they do in generation.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ from stage1.model.token_batch import TokenBatch, check_prompts, packed_batch, pa
 
 
 class Term(NamedTuple):
-    """One term of a loss: its mean over the supervised tokens, their number, and its weight in the sum."""
+    """One term of a loss: its mean over the supervised tokens, their number, and its weight."""
 
     value: Float[Tensor, ""]
     tokens: int
@@ -36,14 +36,14 @@ Terms = dict[str, Term]
 
 @dataclass(frozen=True)
 class ObjectiveContext:
-    """What every objective is given besides adapter and batch."""
+    """What every objective needs besides adapter and batch."""
 
     lm: FrozenLM
     codebook: Float[Tensor, "V K"]
-    """The compressed vocabulary: row i is the compressed embedding of token i, all that an adapter sees of it."""
+    """The compressed vocabulary: row i is all that an adapter sees of token i."""
     config: StudyConfig
     variance: float
-    """Variance per dimension of the training prompts' embeddings; mse over it is fvu."""
+    """Variance per dimension of the training prompts' embeddings; mse divided by it is fvu."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class ExampleBatch:
     prompts: Sequence[list[int]]
     answers: Sequence[list[int]]
     keeps_gold: Sequence[bool] | None = None
-    """Which examples keep their gold answer in on-policy training; None: the first `gold_fraction`."""
+    """On-policy: which examples keep their gold answer; None: the first `gold_fraction`."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def select(self, indices: Sequence[int]) -> "ExampleBatch":
-        """The examples at these indices."""
+        """Return the examples at these indices."""
         kept = None if self.keeps_gold is None else [self.keeps_gold[i] for i in indices]
         prompts = [self.prompts[i] for i in indices]
         return ExampleBatch(prompts, [self.answers[i] for i in indices], kept)
@@ -76,37 +76,36 @@ class TokenCounts:
         return len(self.ids)
 
 
-Objective = Callable[[nn.Module, ExampleBatch | TokenCounts, ObjectiveContext], Terms]
+Batch = ExampleBatch | TokenCounts
+Objective = Callable[[nn.Module, Any, ObjectiveContext], Terms]
+"""An objective reads TokenCounts where `reads_tokens`, else an ExampleBatch."""
+
 FUNCTIONS: dict[str, Objective] = {}
 """The function of every objective in `names.OBJECTIVES`."""
 
 
 def objective(function: Objective) -> Objective:
-    """Register a training objective under its own name, which must stand in `names.OBJECTIVES`."""
-    require(
-        function.__name__ in names.OBJECTIVES,
-        "objective",
-        function.__name__,
-        "an entry of names.OBJECTIVES",
-    )
-    FUNCTIONS[function.__name__] = function
+    """Register a training objective. Raises ValueError unless `names.OBJECTIVES` has its name."""
+    name = function.__name__
+    require(name in names.OBJECTIVES, "objective", name, "an entry of names.OBJECTIVES")
+    FUNCTIONS[name] = function
     return function
 
 
 def find(name: str) -> Objective:
-    """The objective of that name. Raises ValueError with the nearest name where there is none."""
-    known = ", ".join(FUNCTIONS)
-    require(name in FUNCTIONS, "objective", name, f"one of {known}{nearest(name, FUNCTIONS)}")
+    """Return the objective of that name. Raises ValueError with the nearest name if unknown."""
+    allowed = f"one of {', '.join(FUNCTIONS)}{nearest(name, FUNCTIONS)}"
+    require(name in FUNCTIONS, "objective", name, allowed)
     return FUNCTIONS[name]
 
 
 def reads_tokens(name: str) -> bool:
-    """Whether the objective needs counts of prompt tokens only, without their order and answers."""
+    """Return whether the objective needs only the counts of prompt tokens."""
     return names.OBJECTIVES[name].reads == "tokens"
 
 
 def total(terms: Terms) -> Float[Tensor, ""]:
-    """The loss: the weighted sum of the terms."""
+    """Return the loss: the weighted sum of the terms."""
     return sum((term.weight * term.value for term in terms.values()), start=torch.tensor(0.0))
 
 
@@ -116,7 +115,7 @@ def total(terms: Terms) -> Float[Tensor, ""]:
 def token_batch(
     batch: ExampleBatch, answers: Sequence[list[int]], context: ObjectiveContext
 ) -> TokenBatch:
-    """The prompts, each followed by its answer: one padded row per example, or one packed row if the config says so.
+    """Return prompts followed by answers: a padded row per example, or one packed row.
 
     Raises ValueError for an empty batch or an empty prompt.
     """
@@ -127,7 +126,7 @@ def token_batch(
 def input_embeddings(
     adapter: nn.Module, tokens: TokenBatch, context: ObjectiveContext
 ) -> Float[Tensor, "B T D"]:
-    """The adapter's embeddings for the prompt, original ones elsewhere.
+    """Return the adapter's embeddings for the prompt, original ones elsewhere.
 
     The adapter works token by token, so it decodes each distinct token once.
     """
@@ -145,14 +144,12 @@ def token_ce(
     name: str,
     attention_mask: Bool[Tensor, "B T"] | None = None,
 ) -> Term:
-    """Mean cross-entropy in nats per supervised token, of the frozen model that reads the adapter's prompt.
+    """Return mean cross-entropy in nats per supervised token, reading the adapter's prompt.
 
-    `attention_mask` marks what attention may read, where padding stands among the tokens.
+    `attention_mask` marks the tokens that attention may read, where padding stands among them.
     """
-    positions, targets = (
-        tokens.predictors(supervised, name),
-        tokens.ids[tokens.predicted(supervised)],
-    )
+    positions = tokens.predictors(supervised, name)
+    targets = tokens.ids[tokens.predicted(supervised)]
     inputs = input_embeddings(adapter, tokens, context)
     hidden = context.lm.hidden(inputs, positions, attention_mask, tokens.starts)
     ce = fused_loss.mean_cross_entropy(hidden, context.lm.head, targets, context.config.compiled)
@@ -160,21 +157,20 @@ def token_ce(
 
 
 def token_kl(adapter: nn.Module, tokens: TokenBatch, context: ObjectiveContext, name: str) -> Term:
-    """Mean KL(teacher || student) in nats per answer token: sum of p log(p / q) over the vocabulary.
+    """Return mean KL(teacher || student) in nats per answer token: sum of p log(p / q) over V.
 
-    The teacher is the frozen model that reads the original prompt; the student reads the adapter's.
+    The teacher is the frozen model reading the original prompt; the student reads the adapter's.
     """
     lm, positions = context.lm, tokens.predictors(tokens.is_answer, name)
     with torch.no_grad():
         teacher = lm.hidden(lm.embed(tokens.ids), positions, starts=tokens.starts)
     student = lm.hidden(input_embeddings(adapter, tokens, context), positions, starts=tokens.starts)
-    return Term(
-        fused_loss.mean_kl(student, lm.head, teacher, context.config.compiled), len(student)
-    )
+    kl = fused_loss.mean_kl(student, lm.head, teacher, context.config.compiled)
+    return Term(kl, len(student))
 
 
 def mse(adapter: nn.Module, tokens: TokenCounts, context: ObjectiveContext, name: str) -> Term:
-    """Mean squared error per dimension and prompt token."""
+    """Return the mean squared error per dimension and prompt token."""
     count = int(tokens.counts.sum())
     require(count > 0, "objective", name, "a batch with at least one supervised token")
     error = adapter(context.codebook[tokens.ids]) - context.lm.embedding_table[tokens.ids].float()
@@ -184,7 +180,7 @@ def mse(adapter: nn.Module, tokens: TokenCounts, context: ObjectiveContext, name
 def reconstruction(
     adapter: nn.Module, tokens: TokenCounts, context: ObjectiveContext, name: str
 ) -> Term:
-    """The config's reconstruction term: mse, or fvu, which is mse over the embeddings' variance."""
+    """Return the config's reconstruction term: mse, or fvu = mse / variance of the embeddings."""
     term = mse(adapter, tokens, context, name)
     if context.config.reconstruction_term == "mse":
         return term
@@ -192,32 +188,33 @@ def reconstruction(
 
 
 def prompt_tokens(prompts: Sequence[list[int]], device: torch.device) -> TokenCounts:
-    """The counts of the prompts' tokens: the reconstruction error depends on nothing else."""
+    """Return the counts of the prompts' tokens, all that the reconstruction error depends on."""
     flat = [token for prompt in prompts for token in prompt]
-    return TokenCounts(
-        *torch.tensor(flat, dtype=torch.int64, device=device).unique(return_counts=True)
-    )
+    ids = torch.tensor(flat, dtype=torch.int64, device=device)
+    return TokenCounts(*ids.unique(return_counts=True))
 
 
 def pad_in_place(
     batch: ExampleBatch, context: ObjectiveContext, gap: bool
 ) -> tuple[TokenBatch, Bool[Tensor, "B T"]]:
-    """Rows of `max_prompt_tokens + max_answer_tokens` with visible padding, and a mask of the tokens that are real.
+    """Return rows of `max_prompt_tokens + max_answer_tokens`, padding included, and a padding mask.
 
-    With a `gap`, prompt and answer are each padded on the right to their budget, as the analysed code does; without, all
-    padding follows the answer.
+    The padding counts as prompt or answer; the mask is True at real tokens. With a `gap`, prompt
+    and answer are each right-padded to their budget, as in the analysed code; without, all padding
+    follows the answer.
     """
     check_prompts(batch.prompts)
     pad, device = context.lm.pad_token, context.lm.device
     prompt_room, answer_room = context.config.max_prompt_tokens, context.config.max_answer_tokens
     prompts, answers, real = [], [], []
     for prompt, answer in zip(batch.prompts, batch.answers, strict=True):
-        padding = prompt_room - len(prompt), answer_room - len(answer)
-        between, after = padding if gap else (0, sum(padding))
+        between, after = prompt_room - len(prompt), answer_room - len(answer)
+        if not gap:
+            between, after = 0, between + after
         prompts.append(prompt + [pad] * between)
         answers.append(answer + [pad] * after)
-        flags = [True] * len(prompt), [False] * between, [True] * len(answer), [False] * after
-        real.append([flag for part in flags for flag in part])
+        is_real = [True] * len(prompt) + [False] * between
+        real.append(is_real + [True] * len(answer) + [False] * after)
     return padded_batch(prompts, answers, pad, device), torch.tensor(real, device=device)
 
 
@@ -226,11 +223,10 @@ def pad_in_place(
 
 @objective
 def as_found(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
-    """The analysed code: reconstruction of the prompt tokens + cross-entropy of prompt, padding and answer, each with
-    weight 1.
+    """The analysed code: reconstruction + cross-entropy of prompt, padding and answer, weights 1.
 
-    Both sides are padded on the right to their budgets. Attention skips the padding, the labels do not.
-    `padding_layout` takes the gap before the answer, the labels on padding, or both away.
+    Prompt and answer are right-padded to their budgets. Attention skips the padding; the labels do
+    not. `padding_layout` removes the gap before the answer, the labels on padding, or both.
     """
     layout = context.config.padding_layout
     tokens, real = pad_in_place(batch, context, gap=layout in ("as_found", "no_labels_on_padding"))
@@ -246,45 +242,42 @@ def as_found(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext)
 def option1_reconstruction(
     adapter: nn.Module, batch: TokenCounts, context: ObjectiveContext
 ) -> Terms:
-    """Fix option 1: the squared error of prompt tokens alone, from vocabulary table and counts; no language model."""
+    """Fix option 1: reconstruction of prompt tokens alone, without the language model."""
     return {"reconstruction": reconstruction(adapter, batch, context, "option1_reconstruction")}
 
 
 @objective
 def option2_prompt_ce(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
-    """Fix option 2 as written: the reconstructed prompt alone is read, and its own next tokens are the labels."""
+    """Fix option 2 as written: cross-entropy of the reconstructed prompt's own next tokens."""
     tokens = token_batch(batch, [[]] * len(batch), context)
-    return {
-        "cross_entropy": token_ce(adapter, tokens, tokens.is_prompt, context, "option2_prompt_ce")
-    }
+    ce = token_ce(adapter, tokens, tokens.is_prompt, context, "option2_prompt_ce")
+    return {"cross_entropy": ce}
 
 
 @objective
 def option2_on_policy(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
-    """Fix option 2 as meant: on answers generated now from the adapter's prompt, KL from the frozen model that reads the
-    original prompt. The first `gold_fraction` of the (shuffled) batch keeps its gold answers.
+    """Fix option 2 as meant: on answers generated from the adapter's prompt during training, KL
+    from the frozen model reading the original prompt.
 
-    On-policy distillation with forward KL (Agarwal et al., 2024, GKD).
+    The first `gold_fraction` of the (shuffled) batch keeps its gold answers. This is on-policy
+    distillation with forward KL (Agarwal et al., 2024, GKD).
     """
     check_prompts(batch.prompts)
     count = len(batch)
-    gold = batch.keeps_gold or [
-        i < round(context.config.gold_fraction * count) for i in range(count)
-    ]
-    asked = [prompt for prompt, keeps in zip(batch.prompts, gold, strict=True) if not keeps]
-    generated = iter(generate_answers(adapter, asked, context))
-    answers = [
-        a if keeps else next(generated) for a, keeps in zip(batch.answers, gold, strict=True)
-    ]
-    return {
-        "kl": token_kl(adapter, token_batch(batch, answers, context), context, "option2_on_policy")
-    }
+    first = round(context.config.gold_fraction * count)
+    gold = batch.keeps_gold or [i < first for i in range(count)]
+    own = [prompt for prompt, keeps in zip(batch.prompts, gold, strict=True) if not keeps]
+    generated = iter(generate_answers(adapter, own, context))
+    pairs = zip(batch.answers, gold, strict=True)
+    answers = [answer if keeps else next(generated) for answer, keeps in pairs]
+    tokens = token_batch(batch, answers, context)
+    return {"kl": token_kl(adapter, tokens, context, "option2_on_policy")}
 
 
 def generate_answers(
     adapter: nn.Module, prompts: Sequence[list[int]], context: ObjectiveContext
 ) -> list[list[int]]:
-    """The frozen model's answers to the adapter's prompts, with their end tokens."""
+    """Return the frozen model's answers to the adapter's prompts, with their end tokens."""
     if not prompts:
         return []
     config = context.config
@@ -301,7 +294,7 @@ def generate_answers(
 def option3_teacher_forced(
     adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext
 ) -> Terms:
-    """Fix option 3: reconstruction of the prompt tokens + cross-entropy of the answer tokens and the end token."""
+    """Fix option 3: reconstruction of the prompt + cross-entropy of the answer and end token."""
     config, name = context.config, "option3_teacher_forced"
     tokens = token_batch(batch, batch.answers, context)
     error = reconstruction(adapter, prompt_tokens(batch.prompts, context.lm.device), context, name)
@@ -314,12 +307,13 @@ def option3_teacher_forced(
 
 @objective
 def answer_ce(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
-    """Control: cross-entropy of the answer tokens and the end token alone."""
+    """Control: cross-entropy of the answer and end token alone."""
     tokens = token_batch(batch, batch.answers, context)
     return {"cross_entropy": token_ce(adapter, tokens, tokens.is_answer, context, "answer_ce")}
 
 
 @objective
 def distill(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
-    """Control: on the gold answer, KL from the frozen model that reads the original prompt."""
-    return {"kl": token_kl(adapter, token_batch(batch, batch.answers, context), context, "distill")}
+    """Control: on the gold answer, KL from the frozen model reading the original prompt."""
+    tokens = token_batch(batch, batch.answers, context)
+    return {"kl": token_kl(adapter, tokens, context, "distill")}

@@ -1,5 +1,7 @@
 """Fixtures that several test modules share."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from stage1.config import StudyConfig
 from stage1.model import language_model
+from stage1.model.language_model import FrozenLM
 
 SQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "squad" / "dev-v1.1-half.json"
 
@@ -18,7 +21,7 @@ settings.load_profile("stage1")
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_machine(tmp_path_factory):
-    """One torch thread per worker, and records that go to a temporary folder."""
+    """Use one torch thread per worker, and write records to a temporary folder."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAGE1_RUNS", str(tmp_path_factory.mktemp("runs")))
@@ -31,14 +34,14 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
-def lm():
-    """The shipped language model; tests leave it as it is."""
+def lm() -> FrozenLM:
+    """The shipped language model; tests must not change it."""
     return language_model.load(StudyConfig(device="cpu"))
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory, tokenizer):
-    """A complete folder with a tiny random model, saved in bfloat16."""
+def tiny_folder(tmp_path_factory, tokenizer) -> Path:
+    """A folder with a tiny random model, saved in bfloat16, and its tokenizer."""
     folder = tmp_path_factory.mktemp("tiny-lm")
     torch.manual_seed(0)
     architecture = LlamaConfig(
@@ -59,7 +62,7 @@ def tiny_folder(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_folder) -> StudyConfig:
-    """A whole study in a second: the tiny model, K=4, a handful of questions."""
+    """The config of a whole study in a second: the tiny model, K=4, a handful of questions."""
     return StudyConfig(
         preset="tiny",
         language_model=str(tiny_folder),
@@ -72,25 +75,40 @@ def tiny_config(tiny_folder) -> StudyConfig:
     )
 
 
-@pytest.fixture
-def tiny_lm(tiny_folder):
-    """The tiny random model, loaded anew for each test: a test may spoil it."""
+@pytest.fixture(scope="session")
+def loaded_once(tiny_folder) -> FrozenLM:
     return language_model.load(StudyConfig(language_model=str(tiny_folder), device="cpu"))
+
+
+@pytest.fixture
+def tiny_lm(loaded_once) -> FrozenLM:
+    """A copy of the tiny model for each test, which may change it."""
+    return replace(loaded_once, model=copy.deepcopy(loaded_once.model))
+
+
+@pytest.fixture(scope="session")
+def sharp_lm(loaded_once) -> FrozenLM:
+    """The tiny model with large weights, so that its predictions depend on all that it reads."""
+    lm = replace(loaded_once, model=copy.deepcopy(loaded_once.model))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3, generator=generator)
+    return lm
 
 
 @pytest.fixture(scope="session")
 def squad_sample() -> Path:
-    """Half of the real SQuAD v1.1 development set, which is not part of the repository."""
+    """Half of the SQuAD v1.1 development set, which is not part of the repository."""
     if not SQUAD.is_file():
-        pytest.skip(
-            "the SQuAD sample ../shared/data/squad/dev-v1.1-half.json is not there; it is no part of this repo"
-        )
+        pytest.skip("the SQuAD sample ../shared/data/squad/dev-v1.1-half.json is not there")
     return SQUAD
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Hub libraries that refuse to use the network, at once."""
+    """Make the hub libraries refuse to use the network, without retries."""
     import datasets
     import huggingface_hub
 

@@ -1,4 +1,4 @@
-"""Examples and prompts: the built-in almanac, SQuAD files, the hub, and how they become tokens. Knows no model."""
+"""Examples (the built-in almanac, SQuAD files, the hub) and their tokens; knows no model."""
 
 from stage1.corpus.data import SPLITS, load_split, rows
 from stage1.corpus.prompts import Encoded, encode, token_counts

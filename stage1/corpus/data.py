@@ -1,8 +1,9 @@
-"""Examples: three sources behind one function, in SQuAD's schema, in splits that share no article."""
+"""Examples in SQuAD's schema from three kinds of source, in splits that share no article."""
 
 import json
 import random
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,63 +14,57 @@ from stage1.corpus import almanac
 from stage1.fields import require
 
 if TYPE_CHECKING:
-    import datasets
+    import datasets  # not installed where language models are trained
 
 SPLITS = ("train", "selection", "test")
-HELD_OUT = 0.1  # share of a source's articles that go to selection, and to test where the source has no test split
+HELD_OUT = 0.1
+"""Share of a source's articles that goes to selection, and to test if it has no test split."""
 
 
 def load_split(config: StudyConfig, split: str) -> "datasets.Dataset":
-    """The config's examples of one split (`train`, `selection` or `test`) in SQuAD's schema, seeded.
+    """Return the config's examples of one split (`train`, `selection` or `test`), seeded.
 
-    Splits share no article (title). Raises ValueError for an unknown split, a source with too few examples or an answer
-    that is not in its context, and FileNotFoundError or ValueError for a file that is missing or malformed.
+    Splits share no article (title). Raises ValueError for an unknown split, a source with too few
+    examples, a malformed file or an answer that is not in its context, and FileNotFoundError for a
+    missing file.
     """
     require(split in SPLITS, "split", split, f"one of {', '.join(SPLITS)}")
-    wanted = getattr(config, f"{split}_examples")
     if config.data == "almanac":
-        return almanac.dataset(wanted, **almanac_kind(config, split))
+        import datasets
+
+        return datasets.Dataset(almanac_table(config, split))
     examples = split_by_article(read_source(config.data), config.data_seed)[split]
-    order = random.Random(f"examples {config.data_seed}").sample(
-        range(len(examples)), len(examples)
-    )
-    require(
-        wanted <= len(examples),
-        f"{split}_examples",
-        wanted,
-        f"at most {len(examples)}, all that the source has",
-    )
-    examples = examples.select(order[:wanted])
+    field, total = f"{split}_examples", len(examples)
+    size = getattr(config, field)
+    require(size <= total, field, size, f"at most {total}, all that the source has")
+    order = random.Random(f"examples {config.data_seed}").sample(range(total), total)
+    examples = examples.select(order[:size])
     for example in examples:
         check_answers(example, config.data)
     return examples
 
 
 def rows(config: StudyConfig, split: str) -> list[dict]:
-    """The examples of `load_split` as plain dictionaries; the almanac's without the library `datasets`."""
+    """Return the examples of `load_split` as dictionaries; the almanac needs no `datasets`."""
     if config.data == "almanac" and split in SPLITS:
-        return almanac.table(
-            getattr(config, f"{split}_examples"), **almanac_kind(config, split)
-        ).to_pylist()
+        return almanac_table(config, split).to_pylist()
     return load_split(config, split).to_list()
 
 
-def almanac_kind(config: StudyConfig, split: str) -> dict:
+def almanac_table(config: StudyConfig, split: str) -> pa.Table:
     names = config.test_names if split == "test" else "seen"
-    return {"seed": config.data_seed, "split": split, "names": names}
+    return almanac.table(getattr(config, f"{split}_examples"), config.data_seed, split, names)
 
 
 def read_source(data: str) -> "datasets.DatasetDict":
-    """A SQuAD v1.1 JSON file, a folder written by `save_to_disk`, or a hub dataset, as splits of SQuAD rows."""
+    """Read a SQuAD v1.1 JSON file, a folder written by `save_to_disk`, or a hub dataset."""
     import datasets
 
     path = Path(data).expanduser()
     if path.suffix == ".json":
         return datasets.DatasetDict(all=datasets.Dataset(read_squad_json(path)))
-    loaded = datasets.load_from_disk(str(path)) if path.is_dir() else load_from_hub(data)
-    splits = (
-        loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(all=loaded)
-    )
+    source = datasets.load_from_disk(str(path)) if path.is_dir() else load_from_hub(data)
+    splits = source if isinstance(source, dict) else datasets.DatasetDict(all=source)
     for name, split in splits.items():
         missing = ", ".join(sorted(set(almanac.SQUAD_SCHEMA.names) - set(split.column_names)))
         if missing:
@@ -80,90 +75,96 @@ def read_source(data: str) -> "datasets.DatasetDict":
 
 
 def load_from_hub(data: str) -> "datasets.DatasetDict":
-    """The hub dataset. Raises FileNotFoundError for what can be no hub id, OSError for what the hub does not give."""
+    """Load a hub dataset.
+
+    Raises FileNotFoundError if `data` cannot be a hub id, OSError if the hub does not provide it.
+    """
     import datasets
 
     if Path(data).exists() or data.count("/") != 1 or data.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"data={data!r}: expected 'almanac', a hub id 'owner/name', an existing SQuAD .json file, "
-            "or a folder written by datasets.save_to_disk"
+            f"data={data!r}: expected 'almanac', a hub id 'owner/name', an existing SQuAD .json "
+            "file, or a folder written by datasets.save_to_disk"
         )
     try:
         return datasets.load_dataset(data)
     except OSError as error:  # unreachable, unknown and gated datasets alike
         raise OSError(
-            f"data={data!r} cannot be loaded from the hub: expected 'almanac', a dataset id you have access to "
-            f"(hf auth login), or a local SQuAD .json file. {error}"
+            f"data={data!r} cannot be loaded from the hub: expected 'almanac', a dataset id you "
+            f"have access to (hf auth login), or a local SQuAD .json file. {error}"
         ) from error
 
 
 def read_squad_json(path: Path) -> pa.Table:
-    """SQuAD's nested v1.1 JSON as flat rows. Raises FileNotFoundError, or ValueError naming the file and the place."""
+    """Read SQuAD's nested v1.1 JSON as flat rows.
+
+    Raises FileNotFoundError, or ValueError that names the file and the place in it.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"data={str(path)!r}: no such file; expected a SQuAD v1.1 JSON file"
         )
     try:
-        articles = json.loads(path.read_text("utf-8"))["data"]
-        rows = [
-            {
-                "id": qa["id"],
-                "title": article["title"],
-                "context": paragraph["context"],
-                "question": qa["question"],
-                "answers": {
-                    key: [answer[key] for answer in qa["answers"]]
-                    for key in ("text", "answer_start")
-                },
-            }
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for qa in paragraph["qas"]
-        ]
-    except ValueError as error:  # malformed JSON, or bytes that are no text
+        rows = list(flat_rows(json.loads(path.read_text("utf-8"))["data"]))
+    except ValueError as error:  # malformed JSON or UTF-8
         raise ValueError(f"{path}: not JSON: {error}") from error
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not in SQuAD v1.1 form: {type(error).__name__} {error}"
-        ) from error
+        reason = f"{type(error).__name__} {error}"
+        raise ValueError(f"{path}: not in SQuAD v1.1 form: {reason}") from error
     for row in rows:
         check_answers(row, str(path))
     return pa.Table.from_pylist(rows, schema=almanac.SQUAD_SCHEMA)
 
 
+def flat_rows(articles: list[dict]) -> Iterator[dict]:
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                answers = qa["answers"]
+                yield {
+                    "id": qa["id"],
+                    "title": article["title"],
+                    "context": paragraph["context"],
+                    "question": qa["question"],
+                    "answers": {
+                        "text": [answer["text"] for answer in answers],
+                        "answer_start": [answer["answer_start"] for answer in answers],
+                    },
+                }
+
+
 def check_answers(row: Mapping, source: str) -> None:
-    """Raise ValueError unless the example has an answer and each stands in the context where its offset says."""
+    """Raise ValueError unless the example has answers, each at its offset in the context."""
     texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
+    question = f"{source}: question {row['id']!r}"
     if not texts:
-        raise ValueError(
-            f"{source}: question {row['id']!r} has no answer; SQuAD v1.1 questions have at least one"
-        )
+        raise ValueError(f"{question} has no answer; SQuAD v1.1 questions have at least one")
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int):
-            raise ValueError(
-                f"{source}: question {row['id']!r} has answer {text!r} at {start!r}; expected text and offset"
-            )
+            raise ValueError(f"{question}: answer {text!r} at {start!r}; expected text and offset")
         if row["context"][start : start + len(text)] != text:
-            raise ValueError(
-                f"{source}: answer {text!r} of question {row['id']!r} is not in its context at {start}"
-            )
+            raise ValueError(f"{question}: answer {text!r} is not in its context at {start}")
 
 
 def split_by_article(source: "datasets.DatasetDict", seed: int) -> dict[str, "datasets.Dataset"]:
-    """Train, selection and test with disjoint titles. A source's own `validation` or `test` split becomes the test."""
-    reserved = next((source[name] for name in ("test", "validation") if name in source), None)
-    pool = source["train"] if "train" in source else source[next(iter(source))]
-    own_test = reserved is not None and reserved is not pool
-    titles = sorted(set(pool["title"]) - (set(reserved["title"]) if own_test else set()))
+    """Split into train, selection and test with disjoint titles.
+
+    The source's own `test` split, or else its `validation` split, becomes the test.
+    """
+    own_test = source.get("test", source.get("validation"))
+    pool = source["train"] if "train" in source else next(iter(source.values()))
+    if own_test is pool:
+        own_test = None
+    titles = sorted(set(pool["title"]) - set(own_test["title"] if own_test is not None else ()))
     random.Random(f"articles {seed}").shuffle(titles)
     share = max(1, round(HELD_OUT * len(titles)))
-    groups = {"selection": titles[:share], "test": [] if own_test else titles[share : 2 * share]}
-    groups["train"] = titles[share if own_test else 2 * share :]
-    rows = {title: [] for title in titles}
+    start = 2 * share if own_test is None else share
+    groups = {"selection": titles[:share], "test": titles[share:start], "train": titles[start:]}
+    indices = defaultdict(list)
     for index, title in enumerate(pool["title"]):
-        rows.get(title, []).append(index)
-    picked = {
-        split: pool.select([i for title in group for i in rows[title]])
+        indices[title].append(index)
+    splits = {
+        split: pool.select([index for title in group for index in indices[title]])
         for split, group in groups.items()
     }
-    return picked | ({"test": reserved} if own_test else {})
+    return splits if own_test is None else splits | {"test": own_test}

@@ -4,29 +4,32 @@ import bisect
 import itertools
 import random
 import re
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
 import yaml
 
-HELD_OUT = 0.2  # share of each name stock that only names="unseen" may use
+from stage1.fields import require
+
+HELD_OUT = 0.2
+"""Share of each name stock that only names="unseen" may use."""
 
 
 class Words(NamedTuple):
-    """Words in order of frequency, drawn with Zipf-Mandelbrot weights 1 / (rank + 10): a long tail, no runaway head."""
+    """Words in order of frequency, with Zipf-Mandelbrot weights 1 / (rank + 10): a long tail."""
 
     words: tuple[str, ...]
     cumulative: tuple[float, ...]
 
     @classmethod
-    def of(cls, words) -> "Words":
-        # Sums of quotients only: exact under IEEE 754, so the table is the same on every machine.
-        return cls(
-            tuple(words), tuple(itertools.accumulate(1 / (rank + 10) for rank in range(len(words))))
-        )
+    def of(cls, words: Sequence[str]) -> "Words":
+        # Sums of quotients only: exact under IEEE 754, so equal on every machine.
+        weights = (1 / (rank + 10) for rank in range(len(words)))
+        return cls(tuple(words), tuple(itertools.accumulate(weights)))
 
-    def draw(self, rng) -> str:
+    def draw(self, rng: Callable[[], float]) -> str:
         return self.words[bisect.bisect(self.cumulative, rng() * self.cumulative[-1])]
 
 
@@ -40,11 +43,14 @@ class Statement(NamedTuple):
 
 
 class Relation(NamedTuple):
+    """What a statement says of its subject; `make_answer` names a method of `almanac.Writer`."""
+
     make_answer: str
     argument: str
     statements: tuple[Statement, ...]
     questions: tuple[str, ...]
     reverse: tuple[str, ...]
+    """Questions that give the answer and ask for the subject."""
 
 
 class Grammar(NamedTuple):
@@ -52,12 +58,14 @@ class Grammar(NamedTuple):
     lists: dict[str, tuple[Words, ...]]
     names: dict[str, Words]
     fillers: tuple[tuple[str, ...], ...]
+    """Text and slot names, alternating."""
     months: tuple[str, ...]
 
 
 def name_stocks(rows_by_stock: dict, names: str) -> dict[str, Words]:
-    """Every stock's `seen` or `unseen` words; no word stands in two stocks, so unseen words are new everywhere."""
-    taken, stocks = set(), {}
+    """Return the `seen` or `unseen` words of every stock; no word belongs to two stocks."""
+    taken: set[str] = set()
+    stocks = {}
     for stock, rows in rows_by_stock.items():
         words = [word for word in map("".join, itertools.product(*rows)) if word not in taken]
         words = list(dict.fromkeys(words))
@@ -77,24 +85,19 @@ def read_statement(template: str) -> Statement:
 def read_relation(entry: dict) -> Relation:
     maker, _, argument = entry["answer"].partition(":")
     statements = tuple(map(read_statement, entry["statements"]))
-    return Relation(
-        maker, argument, statements, tuple(entry["questions"]), tuple(entry.get("reverse", ()))
-    )
+    questions, reverse = tuple(entry["questions"]), tuple(entry.get("reverse", ()))
+    return Relation(maker, argument, statements, questions, reverse)
 
 
 @cache
 def grammar(names: str) -> Grammar:
-    """The grammar with the `seen` or the `unseen` names. Raises ValueError on any other word."""
-    if names not in ("seen", "unseen"):
-        raise ValueError(f"names={names!r}: expected 'seen' or 'unseen'")
-    raw = yaml.safe_load(
-        resources.files("stage1").joinpath("assets/almanac.yaml").read_text("utf-8")
-    )
+    """Return the grammar with the `seen` or the `unseen` names; other names raise ValueError."""
+    require(names in ("seen", "unseen"), "names", names, "'seen' or 'unseen'")
+    asset = resources.files("stage1").joinpath("assets/almanac.yaml")
+    raw = yaml.safe_load(asset.read_text("utf-8"))
+    kinds = raw["kinds"].items()
     return Grammar(
-        kinds={
-            kind: tuple(map(read_relation, entries.values()))
-            for kind, entries in raw["kinds"].items()
-        },
+        kinds={kind: tuple(map(read_relation, entries.values())) for kind, entries in kinds},
         lists={name: tuple(map(Words.of, rows)) for name, rows in raw["lists"].items()},
         names=name_stocks(raw["names"], names),
         fillers=tuple(tuple(re.split(r"\{(\w+)\}", filler)) for filler in raw["fillers"]),

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
-from transformers import PreTrainedTokenizerBase
 
 from stage1.config import StudyConfig
+
+if TYPE_CHECKING:
+    import transformers  # takes a second to import
+
+Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of some examples. Item i of every list belongs to example i."""
+    """Tokenized examples: item i of every list belongs to example i."""
 
     ids: list[str]
     titles: list[str]
@@ -30,13 +35,12 @@ class Encoded:
         return len(self.ids)
 
     def first(self, n: int) -> "Encoded":
-        """The first n examples."""
         return self.chosen(range(min(n, len(self))))
 
-    def chosen(self, places: Sequence[int]) -> "Encoded":
-        """Some of the examples."""
-        lists = {
-            name: [value[i] for i in places]
+    def chosen(self, indices: Sequence[int]) -> "Encoded":
+        """Return the examples at these indices."""
+        lists: dict[str, Any] = {
+            name: [value[i] for i in indices]
             for name, value in vars(self).items()
             if isinstance(value, list)
         }
@@ -44,53 +48,53 @@ class Encoded:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, template: str, context: str, question: str, answer: str = ""
+    tokenizer: Tokenizer, template: str, context: str, question: str, answer: str = ""
 ) -> tuple[str, str]:
-    """The prompt and its answer as text, under the `plain` template or the tokenizer's `chat` template.
+    """Return prompt and answer as text, by the `plain` or the tokenizer's `chat` template.
 
-    The chat answer is what the template writes after the prompt, up to where the assistant's turn ends. Raises
-    ValueError where the tokenizer has no chat template, or one that rewrites the prompt once it is answered.
+    A chat answer is all that the template writes after the prompt, to the end of the assistant's
+    turn. Raises ValueError if the tokenizer has no chat template, or one that rewrites the prompt
+    once it is answered.
     """
+    text = f"Context: {context}\nQuestion: {question}"
     if template == "plain":
-        return (
-            f"Context: {context}\nQuestion: {question}\nAnswer:",
-            f" {answer}{tokenizer.eos_token}",
-        )
+        return f"{text}\nAnswer:", f" {answer}{tokenizer.eos_token}"
     if not tokenizer.chat_template:
         raise ValueError(
             "prompt_template='chat': this tokenizer has no chat template; expected 'plain'"
         )
-    turns = [{"role": "user", "content": f"Context: {context}\nQuestion: {question}"}]
+    turns = [{"role": "user", "content": text}]
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     turns.append({"role": "assistant", "content": answer})
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert isinstance(prompt, str) and isinstance(whole, str)
     if not whole.startswith(prompt):
         raise ValueError(
-            "prompt_template='chat': the template rewrites the prompt once it is answered; use 'plain'"
+            "prompt_template='chat': the template rewrites the prompt once it is answered; "
+            "use 'plain'"
         )
     return prompt, whole[len(prompt) :]
 
 
-def tokenize_prompts(
-    tokenizer: PreTrainedTokenizerBase, template: str, texts: list[str]
-) -> list[list[int]]:
+def tokenize_prompts(tokenizer: Tokenizer, template: str, texts: list[str]) -> list[list[int]]:
     special = template == "plain"  # a chat template writes its own begin token
     return tokenizer(texts, add_special_tokens=special)["input_ids"] if texts else []
 
 
-def tokenize_answers(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Answers as they follow the prompt, cut after the end token: chat templates may write more after the turn."""
+def tokenize_answers(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Tokenize answers up to the first end token; a chat template may write more after it."""
     end = tokenizer.eos_token_id
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     return [(ids[: ids.index(end)] if end in ids else ids) + [end] for ids in answers]
 
 
 def shorten(
-    tokenizer: PreTrainedTokenizerBase, config: StudyConfig, context: str, question: str
+    tokenizer: Tokenizer, config: StudyConfig, context: str, question: str
 ) -> tuple[list[int], int]:
-    """Token ids of the prompt with as much of the context's beginning as fits, and the characters of it kept.
+    """Return prompt tokens with as much of the context's beginning as fits, and its length.
 
-    Raises ValueError where question and answer cue alone exceed the budget.
+    The length counts characters. Raises ValueError if question and answer cue alone exceed the
+    budget.
     """
     budget, kept = config.max_prompt_tokens, context
     while True:
@@ -99,63 +103,52 @@ def shorten(
         if len(ids) <= budget:
             return ids, len(kept)
         if not kept:
-            allowed = (
-                f"at least {len(ids)}, what the question {question!r} needs without any context"
+            raise ValueError(
+                f"max_prompt_tokens={budget}: expected at least {len(ids)}, what the question "
+                f"{question!r} needs without any context"
             )
-            raise ValueError(f"max_prompt_tokens={budget}: expected {allowed}")
-        spans = tokenizer(kept, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
+        encoding = tokenizer(kept, add_special_tokens=False, return_offsets_mapping=True)
+        spans = encoding["offset_mapping"]
         keep = max(0, len(spans) - (len(ids) - budget))
-        # Bytes of one character share a span, so a cut between them could keep it whole: always lose a character.
+        # Bytes of one character share a span, so a cut between them could keep it whole.
+        # Dropping at least one character makes the loop end.
         kept = kept[: min(spans[keep - 1][1], len(kept) - 1)] if keep else ""
 
 
 def encode(
-    examples: Iterable[Mapping],
-    tokenizer: PreTrainedTokenizerBase,
-    config: StudyConfig,
-    training: bool = False,
+    examples: Iterable[Mapping], tokenizer: Tokenizer, config: StudyConfig, training: bool = False
 ) -> Encoded:
     """Tokenize SQuAD rows within the budgets of the config.
 
-    A prompt over its budget loses the end of its context, never its question or answer cue. With `training`, examples
-    are left out whose first gold answer is cut: by its own budget, or because it stood in the part of the context that
-    was lost. Raises ValueError where a question alone exceeds the prompt budget.
+    A prompt over its budget loses the end of its context, never its question or answer cue. With
+    `training`, examples are dropped if their first gold answer exceeds its own budget or ended in
+    the lost part of the context. Raises ValueError if a question alone exceeds the prompt budget.
     """
-    rows = list(examples)
+    rows, template = list(examples), config.prompt_template
     golds = [row["answers"]["text"] for row in rows]
     texts = [
-        render(tokenizer, config.prompt_template, row["context"], row["question"], gold[0])
+        render(tokenizer, template, row["context"], row["question"], gold[0])
         for row, gold in zip(rows, golds, strict=True)
     ]
-    prompts = tokenize_prompts(tokenizer, config.prompt_template, [prompt for prompt, _ in texts])
+    prompts = tokenize_prompts(tokenizer, template, [prompt for prompt, _ in texts])
     answers = tokenize_answers(tokenizer, [answer for _, answer in texts])
-    kept = [len(row["context"]) for row in rows]
-    long = [i for i, prompt in enumerate(prompts) if len(prompt) > config.max_prompt_tokens]
-    for i in long:
-        prompts[i], kept[i] = shorten(tokenizer, config, rows[i]["context"], rows[i]["question"])
-    ends = [
-        row["answers"]["answer_start"][0] + len(gold[0])
-        for row, gold in zip(rows, golds, strict=True)
-    ]
-    cut = [
-        ends[i] > kept[i] or len(answers[i]) > config.max_answer_tokens for i in range(len(rows))
-    ]
-    chosen = [i for i in range(len(rows)) if not (training and cut[i])]
-    return Encoded(
-        ids=[rows[i]["id"] for i in chosen],
-        titles=[rows[i]["title"] for i in chosen],
-        golds=[golds[i] for i in chosen],
-        prompts=[prompts[i] for i in chosen],
-        answers=[answers[i] for i in chosen],
-        shortened=len(long),
-        dropped=len(rows) - len(chosen),
-    )
+    shortened, chosen = 0, []
+    for i, row in enumerate(rows):
+        kept = len(row["context"])
+        if len(prompts[i]) > config.max_prompt_tokens:
+            prompts[i], kept = shorten(tokenizer, config, row["context"], row["question"])
+            shortened += 1
+        end = row["answers"]["answer_start"][0] + len(golds[i][0])
+        cut = end > kept or len(answers[i]) > config.max_answer_tokens
+        if not (training and cut):
+            chosen.append(i)
+    ids, titles = [row["id"] for row in rows], [row["title"] for row in rows]
+    dropped = len(rows) - len(chosen)
+    return Encoded(ids, titles, golds, prompts, answers, shortened, dropped).chosen(chosen)
 
 
 def token_counts(prompts: Iterable[Sequence[int]], vocabulary_size: int) -> Int[np.ndarray, " V"]:
-    """How often each token occurs in the prompts (tokens), from one pass in memory that does not grow with them."""
+    """Count every token in the prompts, in one pass whose memory does not grow with them."""
     counts = np.zeros(vocabulary_size, dtype=np.int64)
     for prompt in prompts:
         np.add.at(counts, prompt, 1)

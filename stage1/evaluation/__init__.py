@@ -1,4 +1,4 @@
-"""What the frozen model answers under each condition, and how near the rebuilt embeddings are."""
+"""The frozen model's answers under each condition, and the error of reconstructed embeddings."""
 
 from stage1.evaluation.conditions import evaluate, evaluate_floors, untrained_conditions
 from stage1.evaluation.reconstruction import reconstruction

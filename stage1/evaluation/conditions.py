@@ -1,8 +1,8 @@
-"""What the frozen model answers under each condition, through one code path.
+"""Answers of the frozen model under each condition, all through one code path.
 
-A condition is a table with one input embedding per vocabulary entry. Compression and adapters work token by token, so
-the table `decode(compress(vocabulary))` holds every embedding that a prompt can be rebuilt from; the prompt's own
-embeddings are read under `embeddings` alone.
+A condition is a table with one input embedding per vocabulary entry. Compression and adapters work
+token by token, so the table `decode(compress(vocabulary))` holds every embedding that a prompt can
+be rebuilt from. Only the condition `embeddings` reads the prompt's original embeddings.
 """
 
 import math
@@ -30,7 +30,7 @@ from stage1.scoring.squad import exact_match, f1
 def untrained_conditions(
     lm: FrozenLM, compression: Compression, control: Compression
 ) -> dict[str, Tensor | None]:
-    """Tables [V, D] of the conditions that need no training; None stands for the token ids themselves.
+    """Return the tables [V, D] of the conditions that need no training; None means token ids.
 
     `control` is a random projection to the same width.
     """
@@ -46,29 +46,31 @@ def untrained_conditions(
 
 
 def without_context(examples: Sequence[Mapping], floor: str) -> list[dict]:
-    """The examples as a floor sees them: with no context, or with that of another article.
+    """Return the examples with an empty context (`question_only`) or that of another article.
 
-    Raises ValueError where `shuffled_context` has a single article to choose from.
+    Raises ValueError if `shuffled_context` has only one article to choose from.
     """
     if floor == "question_only":
-        return [example | {"context": ""} for example in examples]
+        return [{**example, "context": ""} for example in examples]
     if len({example["title"] for example in examples}) < 2:
         raise ValueError("shuffled_context: expected test questions on at least two articles")
-    # Sorted by article, half the examples further on is another article's, unless one article has more than half.
+    # Sorted by article, the example half the list further on is of another article, unless one
+    # article has more than half of the examples; then the search goes on from there.
     order = sorted(range(len(examples)), key=lambda i: examples[i]["title"])
     changed: list[dict] = [{}] * len(examples)
-    for place, i in enumerate(order):
-        there = (
-            examples[order[(place + shift) % len(order)]]
-            for shift in range(len(order) // 2, 2 * len(order))
-        )
-        other = next(example for example in there if example["title"] != examples[i]["title"])
-        changed[i] = examples[i] | {"context": other["context"]}
+    for position, i in enumerate(order):
+        shift = len(order) // 2
+        other = examples[order[(position + shift) % len(order)]]
+        while other["title"] == examples[i]["title"]:
+            shift += 1
+            other = examples[order[(position + shift) % len(order)]]
+        changed[i] = {**examples[i], "context": other["context"]}
     return changed
 
 
 def score_answers(encoded: Encoded, answers: Sequence[Answer], condition: str) -> pd.DataFrame:
-    """One row per example: id, title, condition, prediction, golds, f1 and em in percent, ended, empty, tokens."""
+    """Return one row per example, with f1 and em in percent and the answer's length in tokens."""
+    pairs = [(answer.text, golds) for answer, golds in zip(answers, encoded.golds, strict=True)]
     return pd.DataFrame(
         {
             "id": encoded.ids,
@@ -76,13 +78,8 @@ def score_answers(encoded: Encoded, answers: Sequence[Answer], condition: str) -
             "condition": condition,
             "prediction": [answer.text for answer in answers],
             "golds": encoded.golds,
-            "f1": [
-                f1(answer.text, golds) for answer, golds in zip(answers, encoded.golds, strict=True)
-            ],
-            "em": [
-                exact_match(answer.text, golds)
-                for answer, golds in zip(answers, encoded.golds, strict=True)
-            ],
+            "f1": [f1(*pair) for pair in pairs],
+            "em": [exact_match(*pair) for pair in pairs],
             "ended": [answer.ended for answer in answers],
             "empty": [not answer.text for answer in answers],
             "tokens": [len(answer.ids) for answer in answers],
@@ -95,38 +92,31 @@ def score_answers(encoded: Encoded, answers: Sequence[Answer], condition: str) -
 def teacher_forced(
     lm: FrozenLM, encoded: Encoded, table: Float[Tensor, "V D"], batch_size: int = 64
 ) -> dict[str, list[float]]:
-    """Per example, on its gold answer: cross-entropy (nats) and accuracy (0 to 1) of the first token, `ce_first` and
-    `right_first`, and means over the later ones with the end token, `ce_later` and `right_later` (nan without any)."""
-    measures = {
-        name: [math.nan] * len(encoded)
-        for name in ("ce_first", "right_first", "ce_later", "right_later")
-    }
+    """Return measures of each example's gold answer under teacher forcing.
+
+    Cross-entropy (nats) and accuracy (0 to 1) of the first token, `ce_first` and `right_first`, and
+    means over the later ones with the end token, `ce_later` and `right_later` (nan without any).
+    """
+    names = ("ce_first", "right_first", "ce_later", "right_later")
+    measures = {name: [math.nan] * len(encoded) for name in names}
     for batch in by_length(encoded.prompts, batch_size):
-        rows = padded_batch(
-            [encoded.prompts[i] for i in batch],
-            [encoded.answers[i] for i in batch],
-            lm.pad_token,
-            lm.device,
-        )
-        inputs = torch.where(
-            rows.is_prompt[..., None],
-            embedding(rows.ids, table),
-            lm.embed(rows.ids).to(table.dtype),
-        )
-        logits = lm.logits(inputs, rows.predictors(rows.is_answer, "teacher_forced"))
-        targets = rows.ids[rows.is_answer]
-        ce = cross_entropy(logits, targets, reduction="none").tolist()
-        right = (logits.argmax(-1) == targets).tolist()
-        at = 0
-        for i in batch:
-            end = at + len(encoded.answers[i])
-            measures["ce_first"][i], measures["right_first"][i] = ce[at], float(right[at])
-            if end > at + 1:
-                measures["ce_later"][i], measures["right_later"][i] = (
-                    np.mean(ce[at + 1 : end]),
-                    np.mean(right[at + 1 : end]),
-                )
-            at = end
+        prompts = [encoded.prompts[i] for i in batch]
+        answers = [encoded.answers[i] for i in batch]
+        tokens = padded_batch(prompts, answers, lm.pad_token, lm.device)
+        original = lm.embed(tokens.ids).to(table.dtype)
+        inputs = torch.where(tokens.is_prompt[..., None], embedding(tokens.ids, table), original)
+        logits = lm.logits(inputs, tokens.predictors(tokens.is_answer, "teacher_forced"))
+        targets = tokens.ids[tokens.is_answer]
+        lengths = [len(answer) for answer in answers]
+        ce = cross_entropy(logits, targets, reduction="none").cpu().split(lengths)
+        right = (logits.argmax(-1) == targets).cpu().split(lengths)
+        for i, losses, hits in zip(batch, ce, right, strict=True):
+            first, *later = losses.tolist()
+            first_hit, *later_hits = hits.tolist()
+            measures["ce_first"][i], measures["right_first"][i] = first, float(first_hit)
+            if later:
+                measures["ce_later"][i] = float(np.mean(later))
+                measures["right_later"][i] = float(np.mean(later_hits))
     return measures
 
 
@@ -138,26 +128,26 @@ def evaluate(
     config: StudyConfig,
     description: str | None = None,
 ) -> pd.DataFrame:
-    """Generate and score under one condition, with the gold answer's teacher-forced measures beside; one row per
-    example, each process answering its share. A table of None passes the token ids themselves. An empty description
-    hides the progress."""
+    """Generate and score answers under one condition, one row per example.
+
+    Adds the teacher-forced measures of the gold answers. A table of None passes the token ids
+    themselves. Processes share the examples and return all rows. Progress is shown under the
+    description (by default the condition); an empty one hides it.
+    """
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded.prompts[i]))
-    mine = sorted(processes.shard(order))  # of similar lengths in every process
+    mine = sorted(processes.shard(order))  # similar prompt lengths in every process
     part = encoded.chosen(mine)
     embed = None if table is None else lambda ids: embedding(ids, table)
     shown = (condition if description is None else description) if processes.rank() == 0 else ""
-    answers = generate(
-        lm, part.prompts, embed, config.max_new_tokens, config.eval_batch_size, shown
-    )
-    forced = teacher_forced(
-        lm, part, lm.embedding_table if table is None else table, config.eval_batch_size
-    )
+    size = config.eval_batch_size
+    answers = generate(lm, part.prompts, embed, config.max_new_tokens, size, shown)
+    forced = teacher_forced(lm, part, lm.embedding_table if table is None else table, size)
     scored = score_answers(part, answers, condition).assign(**forced).set_axis(mine)
     return processes.gather_rows(scored)
 
 
 def evaluate_floors(lm: FrozenLM, examples: Sequence[Mapping], config: StudyConfig) -> pd.DataFrame:
-    """What the model scores on the same questions without their context, read as text."""
+    """Score the model on the same questions without their context, read as text."""
     encoded = {
         floor: encode(without_context(examples, floor), lm.tokenizer, config) for floor in FLOORS
     }

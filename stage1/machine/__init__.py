@@ -1,1 +1,1 @@
-"""GPUs of one machine and the processes that share a training."""
+"""GPUs of one machine, and the processes that train an adapter together."""

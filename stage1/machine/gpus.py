@@ -1,9 +1,10 @@
-"""Hands out the GPUs of one machine: every job holds file locks on those it runs on.
+"""Claim GPUs of one machine: every job holds file locks on those it runs on.
 
-    python -m stage1.machine.gpus     # how many this process may use
+    python -m stage1.machine.gpus     # prints how many GPUs this process may use
 
-The locks lie in the system's temporary folder, one per GPU, so all users and presets of a machine agree; they die with
-the process that holds them. Nothing here imports torch, which takes seconds.
+The locks lie in the system's temporary folder, one per GPU, so all users and presets of a machine
+agree. The operating system releases them when their process ends. Nothing here imports torch, which
+takes seconds.
 """
 
 import os
@@ -26,12 +27,16 @@ from stage1.fields import require
 LISTED = re.compile(
     r"^GPU \d+:.*UUID: (GPU-[^)\s]+)\)(?!\n +MIG)|^ +MIG .*UUID: (MIG-[^)\s]+)\)", re.MULTILINE
 )
-"""A GPU in the output of `nvidia-smi -L`; one that is divided counts as its parts."""
+"""A GPU in the output of `nvidia-smi -L`; a GPU divided by MIG counts as its parts."""
+VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def needed(notebook: str, config: StudyConfig) -> int:
-    """GPUs a notebook runs on where there are any: `processes` to train an adapter, none for the report or on a CPU,
-    and all that are visible for a model spread over them."""
+    """Return the number of GPUs a notebook runs on, on a machine that has any.
+
+    That is `processes` to train an adapter, none for the report or on a CPU, and all that are
+    visible for a sharded model.
+    """
     if config.device == "cpu" or notebook == "05_report":
         return 0
     if config.device == "sharded":
@@ -40,34 +45,32 @@ def needed(notebook: str, config: StudyConfig) -> int:
 
 
 def installed() -> list[str]:
-    """UUIDs of the machine's GPUs as nvidia-smi lists them; none without nvidia-smi."""
+    """Return the UUIDs of the machine's GPUs; empty without nvidia-smi or a driver."""
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return (
-        [whole or part for whole, part in LISTED.findall(answer.stdout)]
-        if answer.returncode == 0
-        else []
-    )
+    if answer.returncode:
+        return []
+    return [whole or part for whole, part in LISTED.findall(answer.stdout)]
 
 
 def visible() -> list[str]:
-    """Ids of the GPUs this process may use, of those installed the ones in CUDA_VISIBLE_DEVICES; empty without a GPU.
+    """Return ids of the GPUs this process may use: those in CUDA_VISIBLE_DEVICES, or else all.
 
-    Ids are UUIDs, as an index means another GPU in every Slurm job; without nvidia-smi they are what the variable says.
+    Ids are UUIDs, because an index means another GPU in every Slurm job. Without nvidia-smi they
+    are the entries of the variable.
     """
-    present, chosen = installed(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    present, chosen = installed(), os.environ.get(VARIABLE)
     if chosen is None:
         return present
-    named = (meant(entry.strip(), present) for entry in chosen.split(","))
-    return list(
-        dict.fromkeys(takewhile(bool, named))
-    )  # CUDA, too, stops at the first entry that names no GPU
+    ids = (resolve(entry.strip(), present) for entry in chosen.split(","))
+    # CUDA, too, stops at the first entry that names no GPU.
+    return list(dict.fromkeys(takewhile(bool, ids)))
 
 
-def meant(entry: str, present: list[str]) -> str:
-    """The GPU that an entry of CUDA_VISIBLE_DEVICES means, an index or the beginning of a UUID; "" for none."""
+def resolve(entry: str, present: list[str]) -> str:
+    """Return the GPU named by an index or the beginning of a UUID; "" if there is none."""
     if not present:
         return entry if entry.isdecimal() or entry.startswith(("GPU-", "MIG-")) else ""
     if entry.isdecimal():
@@ -76,77 +79,69 @@ def meant(entry: str, present: list[str]) -> str:
 
 
 def lock(gpu: str) -> FileLock:
-    """The GPU's lock, which every user of the machine may take."""
+    """Return the GPU's lock, which every user of the machine may acquire."""
     name = f"stage1-gpu-{gpu.replace('/', '-')}.lock"
     return FileLock(Path(tempfile.gettempdir()) / name, mode=0o666)
 
 
-def take(count: int, ids: list[str]) -> dict[str, FileLock]:
-    """Locks on `count` of the GPUs, or none at all: a job that kept some while it waits could deadlock with another."""
-    held = {}
+def try_acquire(count: int, ids: list[str]) -> dict[str, FileLock]:
+    """Lock `count` of the GPUs, or none: holding some while waiting could deadlock two jobs."""
+    held: dict[str, FileLock] = {}
     for gpu in ids:
-        own = lock(gpu)
+        gpu_lock = lock(gpu)
         try:
-            own.acquire(blocking=False)
+            gpu_lock.acquire(blocking=False)
         except Timeout:
             continue
-        held[gpu] = own
+        held[gpu] = gpu_lock
         if len(held) == count:
             return held
     release(held)
     return {}
 
 
+def acquire(count: int, ids: list[str]) -> dict[str, FileLock]:
+    """Lock `count` of the GPUs, waiting until so many are free."""
+    held = try_acquire(count, ids)
+    if not held:
+        message = f"waiting for {count} of the GPUs {', '.join(ids)}: other jobs hold them"
+        print(message, file=sys.stderr, flush=True)
+    while not held:
+        time.sleep(random.uniform(0.1, 1))  # jobs that wait together try at different times
+        held = try_acquire(count, ids)
+    return held
+
+
 def release(held: dict[str, FileLock]) -> None:
-    for each in held.values():
-        each.release()
+    for gpu_lock in held.values():
+        gpu_lock.release()
 
 
 @contextmanager
 def claim(count: int) -> Iterator[list[str]]:
-    """Hold `count` GPUs that no other job holds, the only ones in CUDA_VISIBLE_DEVICES meanwhile; yields their ids.
+    """Hold `count` GPUs that no other job holds, and yield their ids.
 
-    Waits for them, and says so on stderr. Without a GPU, or for a count of 0, it does nothing. Raises ValueError where
-    fewer are visible than asked for.
+    Meanwhile they are the only ones in CUDA_VISIBLE_DEVICES. Waits until they are free, and says so
+    on stderr. Does nothing without a GPU or for a count of 0. Raises ValueError if fewer GPUs are
+    visible.
     """
     ids = visible()
     if count == 0 or not ids:
         yield []
         return
-    require(
-        count <= len(ids),
-        "processes",
-        count,
-        f"at most {len(ids)}, one for each GPU here ({', '.join(ids)})",
-    )
-    held = wait(count, ids)
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+    allowed = f"at most {len(ids)}, one for each GPU here ({', '.join(ids)})"
+    require(count <= len(ids), "processes", count, allowed)
+    held = acquire(count, ids)
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = ",".join(held)
     try:
         yield list(held)
     finally:
         if before is None:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
+            del os.environ[VARIABLE]
         else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
+            os.environ[VARIABLE] = before
         release(held)
-
-
-def wait(count: int, ids: list[str]) -> dict[str, FileLock]:
-    """Locks on `count` of the GPUs, as soon as so many are free."""
-    held = take(count, ids)
-    if not held:
-        print(
-            f"waiting for {count} of the GPUs {', '.join(ids)}: other jobs hold them",
-            file=sys.stderr,
-            flush=True,
-        )
-    while not held:
-        time.sleep(
-            random.uniform(0.1, 1)
-        )  # at random, so that jobs which wait together do not collide each time
-        held = take(count, ids)
-    return held
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Several processes that train one adapter together: who reads what, and how results come together again.
+"""Data parallelism: processes that train one adapter together, and their collective operations.
 
-Processes are started by `torch.distributed.run`, one a GPU (or a share of the CPU), and talk through `accelerate`. A
-process that was started alone is the only one, and nothing here costs it anything.
+`torch.distributed.run` starts the processes, one per GPU or share of the CPU; they communicate
+through `accelerate`. In a process started alone, every operation here returns its input.
 """
 
 import json
@@ -20,9 +20,10 @@ from accelerate.utils import gather_object, reduce
 from torch import Tensor
 
 from stage1.config import StudyConfig
+from stage1.fields import require
 
 PARENT = "STAGE1_PARENT"
-"""Environment variable with the process id of whoever called `launch`."""
+"""Environment variable with the id of the process that called `launch`."""
 
 
 def world_size() -> int:
@@ -30,90 +31,81 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Of this process, from 0; the first one writes what all of them found."""
+    """Return this process's rank, counting from 0; rank 0 writes the results of all."""
     return int(os.environ.get("RANK", "0"))
 
 
 def device_index() -> int:
-    """Of this process's GPU among those of its machine."""
+    """Return the index of this process's GPU on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def initialise(cpu: bool) -> None:
-    """Meet the other processes, if there are any."""
+    """Join the process group, if there are several processes."""
     if world_size() > 1:
         PartialState(cpu=cpu)
 
 
 def barrier() -> None:
-    """Until every process has come here."""
+    """Wait until every process has called this."""
     if world_size() > 1:
         PartialState().wait_for_everyone()
 
 
 def shard(ordered: Sequence[int]) -> list[int]:
-    """This process's part of some places, every `world_size()`-th of them: no two processes share one."""
+    """Return this process's share: every `world_size()`-th item, starting at its rank."""
     return list(ordered[rank() :: world_size()])
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """The sum over all processes."""
+    """Return the sum over all processes."""
     return reduce(tensor, "sum") if world_size() > 1 else tensor
 
 
-def all_true(yes: bool) -> bool:
-    """Whether it holds in every process."""
-    return all(gather_object([yes])) if world_size() > 1 else yes
+def all_true(condition: bool) -> bool:
+    """Return whether the condition holds in every process."""
+    return all(gather_object([condition])) if world_size() > 1 else condition
 
 
 def gather_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of all processes, in the order of the index."""
+    """Return the rows of all processes, ordered by index."""
     return pd.concat(gather_object([table])).sort_index() if world_size() > 1 else table
 
 
 def launch(config: StudyConfig) -> None:
-    """Train and test the config's adapter in `config.processes` processes; returns when its record is written.
+    """Train and test the config's adapter in `config.processes` processes.
 
-    Raises ValueError where a GPU for each is wanted and there are fewer, and CalledProcessError where one failed; what
-    they said is on standard output.
+    Forwards their output to stdout and returns when the record is written. Raises ValueError if
+    there are fewer GPUs than processes, and CalledProcessError if a process fails.
     """
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
-    if gpus and config.processes > gpus:
-        raise ValueError(
-            f"processes={config.processes}: expected at most {gpus}, the GPUs that are visible"
-        )
+    enough = not gpus or config.processes <= gpus
+    require(enough, "processes", config.processes, f"at most {gpus}, the GPUs that are visible")
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        "-m",
-        "stage1.study.worker",
-        json.dumps(config.to_dict()),
-    ]
-    cores = os.environ.get(
-        "OMP_NUM_THREADS", "1"
-    )  # Snakemake gives the job a core for each process
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(max(1, int(cores) // config.processes)),
-        PARENT: str(os.getpid()),
-    }
+    worker = ["stage1.study.worker", json.dumps(config.to_dict())]
+    command = [sys.executable, "-m", *launcher, "-m", *worker]
+    cores = int(os.environ.get("OMP_NUM_THREADS", "1"))  # Snakemake's share for the whole job
+    threads = max(1, cores // config.processes)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
+    ) as job:
+        assert job.stdout is not None
         try:
-            for line in running.stdout:
+            for line in job.stdout:
                 print(line, end="", flush=True)
-        except BaseException:  # an interrupted notebook leaves nobody training
-            running.terminate()
+        except BaseException:  # an interrupted notebook must not leave a training behind
+            job.terminate()
             raise
-    if running.returncode:
-        raise subprocess.CalledProcessError(running.returncode, command)
+    if job.returncode:
+        raise subprocess.CalledProcessError(job.returncode, command)
 
 
 def end_with_parents() -> None:
-    """End this process soon after the launcher, or whoever called `launch`, is gone: a killed notebook must not leave
-    processes behind that hold its GPUs."""
+    """End this process soon after its launcher or the caller of `launch` is gone.
+
+    A killed notebook must not leave processes behind that hold its GPUs.
+    """
     launcher, caller = os.getppid(), int(os.environ.get(PARENT, "0"))
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""The frozen language model, made fast: loading, passes over token batches, losses, generation. Knows no data."""
+"""The frozen language model, made fast: loading, passes, losses, generation. Knows no data."""
 
 from stage1.model.generation import generate, generate_ids
 from stage1.model.language_model import FrozenError, FrozenLM, load

@@ -1,7 +1,6 @@
-"""How the frozen model's pass is made fast and small: packed attention, compiled layers, recomputed activations, fp8.
+"""Make the frozen model fast and small: packed attention, compilation, checkpointing, fp8.
 
-Nothing here changes what is computed but for rounding, and fp8 by more than that. Everything works on any
-transformers model whose decoder is a list `layers`, as Llama's is.
+All but fp8 leave results unchanged up to rounding. They need a decoder with a list of `layers`.
 """
 
 import inspect
@@ -22,21 +21,21 @@ from stage1.config import StudyConfig
 from stage1.model.token_batch import block_mask, dense_mask
 
 ATTENTION = "packed_or_padded"
-PRE_NORM = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-"""The parts of a decoder layer as Llama, Mistral and Qwen have it."""
+LLAMA_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+"""Submodules of a pre-norm decoder layer in Llama, Mistral and Qwen."""
 FP8 = torch.float8_e4m3fn
-FP8_LARGEST = torch.finfo(FP8).max
+FP8_MAX = torch.finfo(FP8).max
 
 
 def uncompiled(function: Callable) -> Callable:
-    """Decorates what passes through the layers in ever new shapes, and would wait for the compiler each time."""
+    """Run compiled layers eagerly in a function whose ever new shapes would all be recompiled."""
     return torch.compiler.set_stance("force_eager")(function)
 
 
 def packed_inputs(starts: Int[Tensor, "1 T"], dtype: torch.dtype) -> dict:
-    """What the base model is given besides embeddings to read a packed row, from where each token's example starts.
+    """Return positions and attention arguments for the base model to read a packed row.
 
-    A dense mask on the CPU; on a GPU flash attention over ragged examples, or flex attention for what it does not take.
+    On a GPU, flash attention over ragged examples, or flex in float32. On a CPU, a dense mask.
     """
     length = starts.shape[1]
     inputs = {"position_ids": torch.arange(length, device=starts.device) - starts}
@@ -46,33 +45,33 @@ def packed_inputs(starts: Int[Tensor, "1 T"], dtype: torch.dtype) -> dict:
         return inputs | {"attention_mask": block_mask(starts)}
     edges = torch.cat([starts[0].unique_consecutive(), starts.new_tensor([length])])
     ragged = {"edges": edges.int(), "longest": int(edges.diff().max())}
-    # transformers passes a mask of four dimensions on as it is, and makes one of T x T where there is none.
+    # Without a mask, transformers would build one of T x T; it passes on any with four dimensions.
     return inputs | ragged | {"attention_mask": starts[None, None]}
 
 
 @cache
 def fused_flex_attention():
-    """Flex attention compiled to one kernel; outside of a compiled layer it would materialise all scores."""
+    """Return flex attention compiled to one kernel: run eagerly, it materialises all scores."""
     return torch.compile(flex_attention)
 
 
 @cache
-def causal_arguments() -> dict:
-    """How this version of torch is told that ragged attention is causal and that several heads share a key."""
-    known = inspect.signature(varlen_attn).parameters
-    causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    return causal | ({"enable_gqa": True} if "enable_gqa" in known else {})
+def varlen_options() -> dict:
+    """Return this torch version's arguments for causal ragged attention with grouped keys."""
+    parameters = inspect.signature(varlen_attn).parameters
+    causal = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
+    return causal | ({"enable_gqa": True} if "enable_gqa" in parameters else {})
 
 
 def attention(
     module, query, key, value, attention_mask=None, scaling=None, edges=None, longest=None, **kwargs
 ):
-    """Attention [B, T, H, d] as `packed_inputs` asks for it, and PyTorch's own for everything else."""
+    """Compute attention [B, T, H, d]: ragged or flex for packed rows on a GPU, else PyTorch's."""
     if edges is not None:
         q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
-        return varlen_attn(
-            q, k, v, edges, edges, longest, longest, scale=scaling, **causal_arguments()
-        )[None], None
+        options = varlen_options()
+        output = varlen_attn(q, k, v, edges, edges, longest, longest, scale=scaling, **options)
+        return output[None], None
     if isinstance(attention_mask, BlockMask):
         output = fused_flex_attention()(
             query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True
@@ -92,8 +91,10 @@ def next_token_attention(
     mask: Bool[Tensor, "B 1 1 S"] | None,
     scaling: float,
 ) -> Float[Tensor, "B 1 H d"]:
-    """Attention of a single query per row, as each step of decoding has it. Its H / G heads that share a key are the
-    rows of one product, so that keys and values are read once; others would repeat them for every head first."""
+    """Compute attention for one query per row, as in a decoding step.
+
+    The H / G heads that share a key are rows of one product, which reads keys and values once.
+    """
     B, H, _, d = query.shape
     scores = (query.view(B, key.shape[1], -1, d) @ key.transpose(2, 3)).float() * scaling
     if mask is not None:
@@ -106,51 +107,53 @@ AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's decoder layers. Raises ValueError for an architecture that has none under that name."""
+    """Return the decoder layers. Raises ValueError where `layers` is no list of modules."""
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ValueError(
-            f"language_model: {type(model).__name__} has no list of decoder layers; expected packed, compiled, "
-            "recomputed and matmul at their defaults for it"
+            f"language_model: {type(model).__name__} has no list of decoder layers; expected "
+            "packed, compiled, recomputed and matmul at their defaults for it"
         )
     return layers
 
 
 @cache
-def trimmed(base: type[nn.Module]) -> type[nn.Module]:
-    """The class of a last decoder layer whose feed-forward part sees only the positions that the output head will read:
-    `chosen` among B x T. Without them it is the layer it was."""
+def trimmed(base: type) -> type:
+    """Subclass a decoder layer so that its MLP reads only the positions `kept`, indices into B x T.
 
-    class LastLayer(base):
-        def forward(self, hidden_states, chosen=None, **kwargs):
-            if chosen is None:
+    Called without `kept`, it computes what `base` does.
+    """
+
+    class TrimmedLayer(base):  # type: ignore[valid-type, misc]
+        def forward(self, hidden_states, kept=None, **kwargs):
+            if kept is None:
                 return super().forward(hidden_states, **kwargs)
             attended, _ = self.self_attn(
                 hidden_states=self.input_layernorm(hidden_states), **kwargs
             )
-            read = (hidden_states + attended).flatten(0, 1)[None, chosen]
+            read = (hidden_states + attended).flatten(0, 1)[None, kept]
             return read + self.mlp(self.post_attention_layernorm(read))
 
-    return LastLayer
+    return TrimmedLayer
 
 
 def configure(model: PreTrainedModel, config: StudyConfig) -> None:
-    """Set the model up as the config asks, in place. Raises ValueError for an architecture that does not allow it."""
+    """Apply the config's engine settings in place. Raises ValueError where the model lacks support.
+
+    Only with `config.trim_last_layer`, the last decoder layer's class is swapped for `trimmed`, if
+    the layer is built like Llama's. Its parameters stay; only its forward pass changes.
+    """
     if config.packed or config.recomputed:
-        decoder_layers(model)  # neither would be missed before the first step, or at all
-    last = getattr(model.base_model, "layers", [None])[-1]
-    if (
-        config.trim_last_layer
-        and last is not None
-        and {name for name, _ in last.named_children()} == PRE_NORM
-    ):
-        last.__class__ = trimmed(
-            type(last)
-        )  # the layer keeps its parameters and gains another forward pass
+        decoder_layers(model)  # otherwise unsupported models fail at the first step, or never
+    last = getattr(model.base_model, "layers", [nn.Identity()])[-1]
+    if config.trim_last_layer and {name for name, _ in last.named_children()} == LLAMA_LAYER:
+        last.__class__ = trimmed(type(last))  # type: ignore[arg-type]
     if config.matmul == "fp8":
         to_fp8(decoder_layers(model))
     if config.recomputed:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers before 5.23 has the second name alone; later versions deprecate it.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if config.compiled:
         for layer in decoder_layers(model):
             layer.compile(dynamic=True)
@@ -158,7 +161,7 @@ def configure(model: PreTrainedModel, config: StudyConfig) -> None:
 
 @contextmanager
 def tf32_beside_bfloat16(config: StudyConfig) -> Iterator[None]:
-    """Within, float32 products on a GPU are taken in TF32, where the language model's own have fewer bits anyway."""
+    """Use TF32 for float32 products on a GPU where the language model's own have fewer bits."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if config.dtype == "bfloat16" else before)
     try:
@@ -169,29 +172,31 @@ def tf32_beside_bfloat16(config: StudyConfig) -> Iterator[None]:
 
 @contextmanager
 def activation_checkpointing(model: PreTrainedModel, share: float) -> Iterator[None]:
-    """Within, the first `share` of the decoder layers keep no activations: transformers checkpoints a layer in training
-    mode, which for these layers means nothing else, for their parts stay in evaluation mode."""
-    layers = decoder_layers(model) if share else []
-    chosen = layers[: round(share * len(layers))]
+    """Checkpoint the first `share` of the decoder layers.
+
+    transformers checkpoints layers in training mode; the submodules stay in evaluation mode.
+    """
+    layers = decoder_layers(model) if share else nn.ModuleList()
+    checkpointed = layers[: round(share * len(layers))]
     try:
-        for layer in chosen:
+        for layer in checkpointed:
             layer.training = True
         yield
     finally:
-        for layer in chosen:
+        for layer in checkpointed:
             layer.training = False
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Float[Tensor, "M 1"]]:
-    """Rows in fp8 (e4m3) and the scale of each: the row's largest magnitude takes fp8's largest value."""
-    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1.0e-12) / FP8_LARGEST
+    """Return rows in fp8 (e4m3) and their scales, which map the largest magnitude to fp8's."""
+    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1.0e-12) / FP8_MAX
     return (x.float() / scale).to(FP8), scale
 
 
 def scaled_matmul(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype
 ) -> Float[Tensor, "M N"]:
-    """(a * a_scale) @ (b * b_scale).T of fp8 rows a [M, K] and b [N, K]; in float32 where there are no fp8 units."""
+    """Return (a * a_scale) @ (b * b_scale).T of fp8 rows [M, K] and [N, K]; in float32 on a CPU."""
     if a.is_cuda:
         return torch._scaled_mm(
             a, b.T, scale_a=a_scale, scale_b=b_scale.T, out_dtype=dtype, use_fast_accum=True
@@ -199,7 +204,7 @@ def scaled_matmul(
     return ((a.float() @ b.float().T) * a_scale * b_scale.T).to(dtype)
 
 
-@torch.compiler.allow_in_graph  # dynamo loses track of an input that several products share; AOT autograd does not
+@torch.compiler.allow_in_graph  # dynamo cannot trace an input shared by products; AOT autograd can
 class _Fp8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, rows, row_scale, columns, column_scale):
@@ -209,26 +214,22 @@ class _Fp8Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         columns, column_scale = ctx.saved_tensors
-        return (
-            scaled_matmul(*quantised(gradient), columns, column_scale, gradient.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+        product = scaled_matmul(*quantised(gradient), columns, column_scale, gradient.dtype)
+        return product, None, None, None, None
 
 
 class Fp8Linear(nn.Module):
-    """A frozen linear layer in fp8, with a scale per row of every factor: outputs scale the forward product, inputs the
-    backward one, so the weight is kept in both directions. Together they take what the bfloat16 weight took."""
+    """A frozen linear layer in fp8, with one scale per row of every factor.
+
+    The weight is kept twice, scaled per output for the forward product and per input for the
+    backward one. Together they take the memory of the bfloat16 weight.
+    """
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        for name, weight in (
-            ("row", linear.weight.detach()),
-            ("column", linear.weight.detach().T.contiguous()),
-        ):
-            values, scale = quantised(weight)
+        weight = linear.weight.detach()
+        for name, layout in (("row", weight), ("column", weight.T.contiguous())):
+            values, scale = quantised(layout)
             self.register_buffer(f"{name}s", values)
             self.register_buffer(f"{name}_scale", scale)
         self.bias = linear.bias
@@ -241,7 +242,7 @@ class Fp8Linear(nn.Module):
 
 
 def to_fp8(layers: nn.ModuleList) -> None:
-    """Put `Fp8Linear` in the place of every linear layer in them."""
+    """Replace every linear layer within by an `Fp8Linear`."""
     for module in list(layers.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):

@@ -1,4 +1,4 @@
-"""Greedy (or sampled) answers from token ids or from input embeddings, in batches that change no answer."""
+"""Greedy or sampled answers from token ids or embeddings, in batches that change no answer."""
 
 import sys
 from collections.abc import Sequence
@@ -9,12 +9,19 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from stage1.model import engine
-from stage1.model.greedy import Embed, by_prefix, first_end, greedy_ids, left_pad, reads_in_parts
+from stage1.model.greedy import (
+    Embed,
+    by_prefix,
+    can_share_prefixes,
+    first_end,
+    greedy_ids,
+    left_pad,
+)
 from stage1.model.language_model import FrozenLM
 
 
 class Answer(NamedTuple):
-    """One generated answer: its text, its token ids without the end token, and whether the end token came."""
+    """A generated answer: text, token ids without the end token, and whether that was generated."""
 
     text: str
     ids: list[int]
@@ -22,7 +29,7 @@ class Answer(NamedTuple):
 
 
 def by_length(prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-    """Indices of the prompts in batches of similar length, longest first, so that the largest batch is met first."""
+    """Return prompt indices in batches of similar length, the longest (and largest) first."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -36,10 +43,10 @@ def generate_ids(
     max_new_tokens: int,
     temperature: float = 0.0,
 ) -> list[list[int]]:
-    """New token ids of one batch, each up to and with its first end token, if that came within `max_new_tokens`.
+    """Return one batch's new token ids: up to its first end token, included, or `max_new_tokens`.
 
-    `embed` maps token ids to input embeddings; None passes the token ids themselves. Temperature 0 is greedy; above it
-    tokens are drawn from the whole distribution with torch's global generator.
+    `embed` maps token ids to input embeddings; None passes the ids themselves. Temperature 0 is
+    greedy; above it, tokens are drawn from the whole distribution with torch's global generator.
     """
     ids, mask = (tensor.to(lm.device) for tensor in left_pad(prompts, lm.pad_token))
     settings = GenerationConfig(
@@ -51,21 +58,20 @@ def generate_ids(
     inputs = (
         {"input_ids": ids} if embed is None else {"inputs_embeds": embed(ids).to(lm.model.dtype)}
     )
-    output = lm.model.generate(**inputs, attention_mask=mask.long(), generation_config=settings)
-    new = (
-        output[:, ids.shape[1] :] if embed is None else output
-    )  # from embeddings, only new tokens come back
+    output = lm.model.generate(  # type: ignore[operator]
+        **inputs, attention_mask=mask.long(), generation_config=settings
+    )
+    # Given embeddings, transformers returns the new tokens only.
+    new = output[:, ids.shape[1] :] if embed is None else output
     return [row[: first_end(lm, row) + 1] for row in new.tolist()]
 
 
 def read_answer(lm: FrozenLM, row: list[int]) -> Answer:
-    """The tokens before the first end token, as text."""
+    """Decode the tokens before the first end token."""
     stop = first_end(lm, row)
-    return Answer(
-        lm.tokenizer.decode(row[:stop], skip_special_tokens=True).strip(),
-        row[:stop],
-        stop < len(row),
-    )
+    text = lm.tokenizer.decode(row[:stop], skip_special_tokens=True)
+    assert isinstance(text, str)
+    return Answer(text.strip(), row[:stop], stop < len(row))
 
 
 def generate(
@@ -76,16 +82,15 @@ def generate(
     batch_size: int = 64,
     description: str = "",
 ) -> list[Answer]:
-    """Greedy answers to all prompts, in the order given. Batches are of similar length; padding moves no position.
+    """Return greedy answers in the order of the prompts.
 
-    `embed` works token by token: a beginning that prompts share is read once, where the model allows it. A description
-    shows progress over the batches under that name.
+    `embed` works token by token, so prefixes that prompts share are read once if the model allows.
+    A description labels a progress bar over the batches; without one, none is shown.
     """
-    decode = greedy_ids if reads_in_parts(lm) else generate_ids
+    decode = greedy_ids if can_share_prefixes(lm) else generate_ids
     rows: dict[int, list[int]] = {}
     batches = by_prefix(prompts, batch_size)
     for batch in tqdm(batches, desc=description, file=sys.stdout, disable=not description):
-        rows |= zip(
-            batch, decode(lm, [prompts[i] for i in batch], embed, max_new_tokens), strict=True
-        )
+        new = decode(lm, [prompts[i] for i in batch], embed, max_new_tokens)
+        rows |= zip(batch, new, strict=True)
     return [read_answer(lm, rows[i]) for i in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""The frozen language model: load it, embed tokens, and prove that nothing has changed it."""
+"""The frozen language model: load it, read embeddings, and prove that nothing changed it."""
 
 import hashlib
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ from stage1.model import engine
 
 SHIPPED = store.ASSETS / "almanac-lm"
 SHAPES = store.ASSETS / "shapes"
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 class FrozenError(RuntimeError):
@@ -49,20 +50,19 @@ class FrozenLM:
 
     @property
     def embedding_table(self) -> Float[Tensor, "V D"]:
-        return self.model.get_input_embeddings().weight
+        return self.model.get_input_embeddings().weight  # type: ignore[return-value]
 
     @property
     def end_tokens(self) -> list[int]:
-        """Token ids that end an answer: those of the generation config and the tokenizer's own."""
+        """Token ids that end an answer: the generation config's and the tokenizer's own."""
         configured = self.model.generation_config.eos_token_id
         configured = configured if isinstance(configured, list) else [configured]
-        return sorted(
-            {token for token in [*configured, self.tokenizer.eos_token_id] if token is not None}
-        )
+        ends = {*configured, self.tokenizer.eos_token_id}
+        return sorted(token for token in ends if token is not None)
 
     @property
     def pad_token(self) -> int:
-        """What fills padding slots; masks come from lengths, so the end token serves where there is no pad token."""
+        """The pad token, or else an end token, since masks are made from lengths."""
         pad = self.tokenizer.pad_token_id
         return self.end_tokens[0] if pad is None else pad
 
@@ -71,61 +71,54 @@ class FrozenLM:
 
     @property
     def head(self) -> nn.Linear:
-        """The output head: from last hidden states to logits."""
+        """The output head, from last hidden states to logits."""
         return self.model.get_output_embeddings()
 
     def hidden(
         self,
         embeddings: Float[Tensor, "B T D"],
-        where: Bool[Tensor, "B T"],
+        positions: Bool[Tensor, "B T"],
         mask: Bool[Tensor, "B T"] | None = None,
         starts: Int[Tensor, "1 T"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """Last hidden states at the N positions that `where` marks, row by row; the head reads no other.
+        """Return the last hidden states at the N marked positions, row by row.
 
-        `mask` tells what attention may read; without one, padding must come last in its row, where causal attention
-        keeps real tokens from seeing it. `starts` tells where each token's example begins, in a packed row.
+        `mask` marks what attention may read; without it, padding must come last in its row, where
+        causal attention hides it. `starts` says where each token's example begins in a packed row.
         """
-        inputs = {"attention_mask": None if mask is None else mask.long()}
+        inputs: dict = {"attention_mask": None if mask is None else mask.long()}
         if starts is not None:
             inputs = engine.packed_inputs(starts, self.model.dtype)
-        chosen = (
-            where.flatten().nonzero().squeeze(1)
-        )  # before the pass: afterwards it would wait for the device
-        inputs |= {
-            "inputs_embeds": embeddings.to(self.model.dtype),
-            "chosen": chosen,
-            "use_cache": False,
-        }
-        with engine.activation_checkpointing(
-            self.model, self.recomputed if torch.is_grad_enabled() else 0.0
-        ):
-            hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
-        return hidden if len(hidden) == len(chosen) else hidden[chosen]
+        # Indices are computed before the pass; after it, this would wait for the device.
+        kept = positions.flatten().nonzero().squeeze(1)
+        inputs |= {"inputs_embeds": embeddings.to(self.model.dtype), "kept": kept}
+        share = self.recomputed if torch.is_grad_enabled() else 0.0
+        with engine.activation_checkpointing(self.model, share):
+            output = self.model.base_model(**inputs, use_cache=False)
+        hidden = output.last_hidden_state.flatten(0, 1)
+        return hidden if len(hidden) == len(kept) else hidden[kept]
 
     def logits(
         self,
         embeddings: Float[Tensor, "B T D"],
-        where: Bool[Tensor, "B T"],
+        positions: Bool[Tensor, "B T"],
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "N V"]:
-        """Next-token logits in float32 at the N positions that `where` marks, as `hidden` reads them."""
-        return self.head(self.hidden(embeddings, where, mask)).float()
+        """Return next-token logits in float32 at the N marked positions; see `hidden`."""
+        return self.head(self.hidden(embeddings, positions, mask)).float()
 
     def checksum(self) -> str:
-        """A digest of every parameter and buffer, bit for bit, computed where the weights are."""
+        """Return a digest of every parameter and buffer, bit for bit, computed on their device."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(
-            [*self.model.named_parameters(), *self.model.named_buffers()], key=itemgetter(0)
-        ):
-            digest.update(
-                f"{name} {tuple(tensor.shape)} {tensor.dtype} {bit_sums(tensor)}".encode()
-            )
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        for name, tensor in sorted(tensors, key=itemgetter(0)):
+            text = f"{name} {tuple(tensor.shape)} {tensor.dtype} {bit_sums(tensor)}"
+            digest.update(text.encode())
         return digest.hexdigest()
 
     @contextmanager
     def unchanged(self):
-        """Raise FrozenError if the block changes a weight, leaves a gradient on one, or asks for gradients of one."""
+        """Raise FrozenError if a weight changes within the block, or then has or requires a gradient."""
         before = self.checksum()
         yield self
         for name, parameter in self.model.named_parameters():
@@ -136,19 +129,22 @@ class FrozenLM:
 
 
 def bit_sums(tensor: Tensor) -> list[int]:
-    """The plain and the position-weighted sum of the tensor's bit patterns, modulo 2^64, by chunks of 16M values."""
+    """Return the plain and the position-weighted sum of the tensor's bit patterns, modulo 2^64.
+
+    Chunks of 16M values limit memory. Position weights are odd, hence invertible modulo 2^64, so a
+    change of one value always shows. So does the order of chunks.
+    """
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     sums = torch.zeros(2, dtype=torch.int64, device=tensor.device)
     for chunk in tensor.detach().contiguous().view(-1).view(bits).split(1 << 24):
         chunk = chunk.to(torch.int64)
-        place = 2 * torch.arange(len(chunk), device=chunk.device) + 1
-        # Odd multipliers are invertible modulo 2^64: a change of one value always shows. So does the order of chunks.
-        sums = sums * 3 + torch.stack([chunk.sum(), (chunk * place).sum()])
+        weights = 2 * torch.arange(len(chunk), device=chunk.device) + 1
+        sums = sums * 3 + torch.stack([chunk.sum(), (chunk * weights).sum()])
     return sums.tolist()
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of this process. Raises ValueError for a GPU where none is visible."""
+    """Return this process's device. Raises ValueError for a GPU where none is visible."""
     if device in ("cuda", "sharded") and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: no GPU is visible; expected 'auto' or 'cpu' here")
     if device == "cpu" or not torch.cuda.is_available():
@@ -158,18 +154,13 @@ def choose_device(device: str) -> torch.device:
 
 
 def resolve(name: str) -> str:
-    """`shipped`, a folder or a hub id, as `from_pretrained` takes it.
+    """Return `shipped`, a folder or a hub id in the form that `from_pretrained` takes.
 
-    Raises FileNotFoundError for a folder that lacks a config or safetensors weights.
+    Raises FileNotFoundError for a folder that lacks a config, safetensors weights or a tokenizer.
     """
     path = SHIPPED if name == "shipped" else Path(name).expanduser()
-    looks_local = (
-        name == "shipped"
-        or path.exists()
-        or name.startswith((".", "/", "~"))
-        or name.count("/") != 1
-    )
-    if not looks_local:
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if is_hub_id and not path.exists():
         return name
     if not path.is_dir():
         raise FileNotFoundError(
@@ -185,14 +176,15 @@ def resolve(name: str) -> str:
 
 
 def load(config: StudyConfig) -> FrozenLM:
-    """The config's language model in evaluation mode, every parameter frozen; safetensors only, no remote code.
+    """Load the config's language model in evaluation mode, every parameter frozen.
 
-    Raises FileNotFoundError for an incomplete folder, OSError for a model that the hub does not give or that cannot be
-    read, and ValueError for a device that is not there or a model that the config's engine cannot drive.
+    It reads safetensors only and runs no remote code. Raises FileNotFoundError for an incomplete
+    folder, OSError for a model that the hub refuses or that cannot be read, and ValueError for a
+    missing device or a model that lacks support for the config's engine settings.
     """
     device = choose_device(config.device)
     model, tokenizer = (build_shape if config.shape_only else read_weights)(config, device)
-    # A model may come with sampling or penalties of its own: only its end tokens are kept.
+    # Drop the model's own sampling settings and penalties; keep its end tokens.
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=model.generation_config.eos_token_id
     )
@@ -201,57 +193,52 @@ def load(config: StudyConfig) -> FrozenLM:
     return FrozenLM(model, tokenizer, config.language_model, config.recomputed)
 
 
-def read_weights(
-    config: StudyConfig, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer from the package, a folder or the hub, straight onto the device."""
+def model_options(config: StudyConfig) -> dict:
+    """Return the precision, or from_pretrained would keep that of the file, and the attention."""
+    attention = engine.ATTENTION if config.packed else None
+    return {"dtype": getattr(torch, config.dtype), "attn_implementation": attention}
+
+
+def read_weights(config: StudyConfig, device: torch.device) -> Loaded:
+    """Load model and tokenizer from the package, a folder or the hub, straight onto the device."""
     source = resolve(config.language_model)
     if source == str(SHIPPED):
-        logging.disable_progress_bar()  # it loads in a blink
+        logging.disable_progress_bar()  # it loads at once
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=getattr(
-                torch, config.dtype
-            ),  # from_pretrained would otherwise keep the one it was saved in
             use_safetensors=True,
             device_map="auto" if config.device == "sharded" else {"": device},
-            attn_implementation=engine.ATTENTION if config.packed else None,
+            **model_options(config),
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise OSError(
-            f"language_model={config.language_model!r} cannot be loaded: expected 'shipped', a local folder with "
-            f"safetensors, or a hub model you have access to (accept its licence on its page, then hf auth login); "
-            f"shape_only=True rehearses without it. {error}"
+            f"language_model={config.language_model!r} cannot be loaded: expected 'shipped', a "
+            "local folder with safetensors, or a hub model you have access to (accept its licence "
+            "on its page, then hf auth login); shape_only=True rehearses without it. "
+            f"{error}"
         ) from error
     return model, tokenizer
 
 
-def build_shape(
-    config: StudyConfig, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model of the same shape with random weights, seeded by `data_seed`, without its download: from the config.json
-    of a folder, or from the shapes in the package. Its tokenizer is the folder's, or else the shipped one.
+def build_shape(config: StudyConfig, device: torch.device) -> Loaded:
+    """Build a model of the same shape with random weights, seeded by `data_seed`.
 
-    Raises FileNotFoundError for a model whose shape is not at hand.
+    The shape is that of a folder's config.json or one in the package; the tokenizer is the folder's
+    or the shipped one. Raises FileNotFoundError for an unknown shape.
     """
     folder, name = Path(config.language_model).expanduser(), config.language_model.split("/")[-1]
-    known = {path.stem: path for path in SHAPES.glob("*.json")}
-    if folder.is_dir():
-        shape = AutoConfig.from_pretrained(folder)
-    elif name in known:
-        shape = AutoConfig.from_pretrained(known[name])
-    else:
-        allowed = f"a folder with a config.json, or one of {', '.join(sorted(known))} where shape_only=True"
-        raise FileNotFoundError(f"language_model={config.language_model!r}: expected {allowed}")
+    shapes = {path.stem: path for path in SHAPES.glob("*.json")}
+    if not folder.is_dir() and name not in shapes:
+        raise FileNotFoundError(
+            f"language_model={config.language_model!r}: expected a folder with a config.json, "
+            f"or one of {', '.join(sorted(shapes))} where shape_only=True"
+        )
+    shape = AutoConfig.from_pretrained(folder if folder.is_dir() else shapes[name])
     torch.manual_seed(config.data_seed)
     with device:
-        model = AutoModelForCausalLM.from_config(
-            shape,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=engine.ATTENTION if config.packed else None,
-        )
+        model = AutoModelForCausalLM.from_config(shape, **model_options(config))
     own = folder.is_dir() and any(folder.glob("tokenizer*"))
     tokenizer = AutoTokenizer.from_pretrained(folder if own else SHIPPED)
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -1,7 +1,7 @@
-"""Prompts and their answers as rows of tokens: one padded row per example, or all of them packed into a single one.
+"""Prompts and answers as batches of tokens: one padded row per example, or all packed into one row.
 
-A packed row wastes no padding. Its examples are documents: each attends to itself alone and counts its positions from
-zero, so the language model computes for every token what it would compute in a row of its own.
+A packed row wastes no padding. Each example attends to itself alone and counts its positions from
+0, so the language model computes what it would compute in a row per example.
 """
 
 from collections.abc import Sequence
@@ -18,35 +18,35 @@ BLOCK = 128
 
 
 class TokenBatch(NamedTuple):
-    """Token ids and what they are; padding comes last in a row."""
+    """Token ids and their roles; padding comes last in a row."""
 
     ids: Int[Tensor, "B T"]
     is_prompt: Bool[Tensor, "B T"]
     is_answer: Bool[Tensor, "B T"]
     starts: Int[Tensor, "1 T"] | None = None
-    """In a packed row, where each token's example starts; None where every row is one example."""
+    """In a packed row, where each token's example starts; None if every row is one example."""
 
     @property
     def positions(self) -> Int[Tensor, "*B T"]:
-        """The position of each token in its own example, from 0."""
+        """The position of each token in its example, from 0."""
         index = torch.arange(self.ids.shape[1], device=self.ids.device)
         return index if self.starts is None else index - self.starts
 
     def predicted(self, supervised: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-        """The supervised tokens that some position predicts: all but the first token of an example."""
+        """Mark the supervised tokens that have a predictor: all but the first of an example."""
         return supervised & (self.positions > 0)
 
     def predictors(self, supervised: Bool[Tensor, "B T"], name: str) -> Bool[Tensor, "B T"]:
-        """The positions whose logits predict the supervised tokens, each one before its token.
+        """Mark the positions whose logits predict the supervised tokens, one before each token.
 
-        `name` is the objective's, for the ValueError where there are none.
+        Raises ValueError with the objective's `name` if there are none.
         """
-        followed = self.predicted(supervised)[:, 1:]
-        if not followed.any():
+        shifted = self.predicted(supervised)[:, 1:]
+        if not shifted.any():
             raise ValueError(
                 f"objective={name!r}: the batch has no supervised token; expected at least one"
             )
-        return torch.cat([followed, torch.zeros_like(followed[:, :1])], dim=1)
+        return torch.cat([shifted, torch.zeros_like(shifted[:, :1])], dim=1)
 
 
 def check_prompts(prompts: Sequence[list[int]]) -> None:
@@ -57,7 +57,7 @@ def check_prompts(prompts: Sequence[list[int]]) -> None:
 def padded_batch(
     prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, device: torch.device
 ) -> TokenBatch:
-    """One row per example, padded to the longest, with masks made from lengths.
+    """Return one row per example, padded to the longest, with masks made from lengths.
 
     Raises ValueError for an empty batch or an empty prompt.
     """
@@ -67,54 +67,52 @@ def padded_batch(
     longest = int(end.max())
     whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in whole], device=device)
-    place = torch.arange(longest, device=device)
-    return TokenBatch(ids, place < begin, (place >= begin) & (place < end))
+    index = torch.arange(longest, device=device)
+    return TokenBatch(ids, index < begin, (index >= begin) & (index < end))
 
 
 def packed_batch(
     prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, device: torch.device
 ) -> TokenBatch:
-    """All examples one after the other in a single row, padded to a multiple of `BLOCK`; the padding is an example of
-    its own. Raises ValueError for an empty batch or an empty prompt."""
+    """Return all examples in a single row, padded to a multiple of `BLOCK`.
+
+    The padding is an example of its own. Raises ValueError for an empty batch or an empty prompt.
+    """
     check_prompts(prompts)
-    examples = list(zip(prompts, answers, strict=True))
-    sides = torch.tensor([[len(prompt), len(answer)] for prompt, answer in examples])
-    lengths, tokens = sides.sum(1), int(sides.sum())
-    padding = -tokens % BLOCK
-    ids = torch.tensor(
-        [token for pair in examples for side in pair for token in side] + [pad] * padding
-    )
-    kind = tensor_pad(
-        torch.tensor([0, 1]).repeat(len(examples)).repeat_interleave(sides.flatten()),
-        (0, padding),
-        value=2,
-    )
-    starts = tensor_pad(
-        (lengths.cumsum(0) - lengths).repeat_interleave(lengths), (0, padding), value=tokens
-    )
-    ids, kind, starts = (tensor[None].to(device) for tensor in (ids, kind, starts))
-    return TokenBatch(ids, kind == 0, kind == 1, starts)
+    parts = [part for pair in zip(prompts, answers, strict=True) for part in pair]
+    lengths = torch.tensor([len(part) for part in parts])
+    sizes, size = lengths.view(-1, 2).sum(1), int(lengths.sum())
+    padding = -size % BLOCK
+    ids = torch.tensor([token for part in parts for token in part] + [pad] * padding)
+    roles = torch.tensor([0, 1]).repeat(len(prompts)).repeat_interleave(lengths)
+    roles = tensor_pad(roles, (0, padding), value=2)
+    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    starts = tensor_pad(starts, (0, padding), value=size)
+    ids, roles, starts = (tensor[None].to(device) for tensor in (ids, roles, starts))
+    return TokenBatch(ids, roles == 0, roles == 1, starts)
 
 
 def dense_mask(starts: Int[Tensor, "1 T"]) -> Bool[Tensor, "1 1 T T"]:
-    """What each token of a packed row reads: its own example up to itself."""
-    place = torch.arange(starts.shape[1], device=starts.device)
-    return ((place <= place[:, None]) & (place >= starts[0, :, None]))[None, None]
+    """Return the attention mask of a packed row: causal within each token's own example."""
+    index = torch.arange(starts.shape[1], device=starts.device)
+    return ((index <= index[:, None]) & (index >= starts[0, :, None]))[None, None]
 
 
 def block_mask(starts: Int[Tensor, "1 T"]) -> BlockMask:
-    """The same for flex attention. A tile of `BLOCK` queries needs the tiles from the beginning of its first token's
-    example up to itself, so the mask is made without looking at T x T pairs."""
+    """Return `dense_mask` for flex attention, made without looking at T x T pairs.
+
+    A tile of `BLOCK` queries reads the tiles from its first token's example up to its own.
+    """
     first, length = (starts[0, ::BLOCK] // BLOCK).to(torch.int32), starts.shape[1]
     tile = torch.arange(len(first), dtype=torch.int32, device=starts.device)
-    needed = (first[:, None] + tile).clamp(max=len(tile) - 1)
+    read = (first[:, None] + tile).clamp(max=len(tile) - 1)
 
     def reads(batch, head, query, key):
         return (key <= query) & (key >= starts[0, query])
 
     return BlockMask.from_kv_blocks(
         (tile - first + 1)[None, None],
-        needed[None, None],
+        read[None, None],
         BLOCK_SIZE=BLOCK,
         mask_mod=reads,
         seq_lengths=(length, length),

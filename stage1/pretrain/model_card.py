@@ -36,8 +36,8 @@ The curve, every hundred steps, is `training_curve.csv` (cross-entropy in nats p
 
 {curve}
 
-This page is written by `stage1.model_card` from `training.json` and `training_curve.csv`.
-"""
+This page is written by `stage1.pretrain.model_card` from `training.json` and `training_curve.csv`.
+"""  # noqa: E501
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -46,7 +46,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def score_table(record: dict) -> str:
-    """Both F1 figures, and EM, of a training record as a Markdown table."""
+    """Return the F1 and EM of a training record as a Markdown table."""
     scores = pd.DataFrame(record["scores"])
     for metric in ("f1", "em"):
         scores[metric] = [str(Interval(**interval)) for interval in scores[metric]]
@@ -54,20 +54,17 @@ def score_table(record: dict) -> str:
 
 
 def write_card(folder: Path) -> Path:
-    """The model card `README.md`, from the records beside the weights."""
-    record, curve = (
-        store.read_json(folder / "training.json"),
-        pd.read_csv(folder / "training_curve.csv"),
-    )
+    """Write the model card `README.md` from the records beside the weights."""
+    record = store.read_json(folder / "training.json")
+    curve = pd.read_csv(folder / "training_curve.csv")
     config = pd.DataFrame(record["config"].items(), columns=["option", "value"])
     points = curve.iloc[np.unique(np.linspace(0, len(curve) - 1, 9).astype(int))].round(5)
-    values = record["config"] | record["seconds"] | {"device": record["provenance"]["device"]}
-    values |= {name: record[name] for name in ("parameters", "rows", "tokens_per_row")}
-    tables = {
+    values = record | record["config"] | record["seconds"]
+    values |= {
+        "device": record["provenance"]["device"],
+        "scores": score_table(record),
         "config": markdown_table(config),
         "curve": markdown_table(points.astype({"step": object})),
     }
-    text = CARD.format(**values | tables, scores=score_table(record))
-    return store.write_atomically(
-        folder / "README.md", lambda temporary: temporary.write_text(text, "utf-8")
-    )
+    text = CARD.format(**values)
+    return store.write_atomically(folder / "README.md", lambda path: path.write_text(text, "utf-8"))

@@ -1,14 +1,12 @@
-"""What the shipped language model is trained on: a BPE tokenizer for the almanac, and rows of token ids.
+"""Training data of the shipped language model: a BPE tokenizer, and rows of token ids.
 
-A training row is a passage and as many of its questions with their answers as fit, so the model learns the prompts as
-text and answering above all. Every row begins as the prompts of the study do, and its first question looks just like
-theirs; the later ones follow without repeating the passage.
+A row is a passage and as many of its questions with answers as fit, so the model learns the prompts
+as text and answering above all. A row begins exactly as a prompt of the study, first question
+included; further questions follow without the passage.
 """
 
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,27 +19,26 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from stage1.corpus import almanac
 from stage1.corpus.prompts import render
 
-SPLIT = "pretrain"  # its articles are not those of the study's own train, selection and test splits
+SPLIT = "pretrain"
+"""Shares no article with the study's own train, selection and test splits."""
 TOKENIZER_ARTICLES = 5_000
-# A chat template that spells out the plain prompt, so that both of the study's templates mean the same to this model.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for turn in messages %}{% if turn['role'] == 'assistant' %}"
-    "{{ '\\nAnswer: ' + turn['content'] }}{{ eos_token }}{% else %}{{ turn['content'] }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\nAnswer:' }}{% endif %}"
+    "{{ '\\nAnswer: ' + turn['content'] }}{{ eos_token }}{% else %}{{ turn['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\\nAnswer:' }}{% endif %}"
 )
+"""Spells out the plain prompt, so both of the study's templates mean the same to this model."""
 
 
 def train_tokenizer(vocabulary: int, articles: int, seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the prompts of at most 5,000 articles; begin, end and pad token are distinct."""
+    """Train byte-level BPE on at most 5,000 articles; begin, end and pad token are distinct."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=special,
-        initial_alphabet=alphabet,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(prompt_texts(range(min(TOKENIZER_ARTICLES, articles)), seed), trainer)
@@ -55,43 +52,41 @@ def train_tokenizer(vocabulary: int, articles: int, seed: int) -> PreTrainedToke
 def prompt_texts(articles: range, seed: int) -> Iterator[str]:
     for index in articles:
         for row in almanac.article(index, seed, SPLIT):
-            yield f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer: {row['answers']['text'][0]}"
+            prompt = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
+            yield f"{prompt} {row['answers']['text'][0]}"
 
 
 def training_rows(
     articles: range, folder: str, length: int, seed: int
 ) -> tuple[Int16[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
-    """One row per passage, with the tokenizer in `folder`: ids, padded right, and which of them belong to an answer."""
+    """Return one row per passage: token ids, padded right, and which of them belong to an answer.
+
+    `folder` holds the tokenizer.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    examples = [row for index in articles for row in almanac.article(index, seed, SPLIT)]
-    parts = []  # question, answer, question, answer, ...
-    for i, e in enumerate(examples):
-        prompt, answer = render(
-            tokenizer, "plain", e["context"], e["question"], e["answers"]["text"][0]
-        )
-        first = i % almanac.QUESTIONS_PER_PASSAGE == 0
-        parts += [
-            tokenizer.bos_token + prompt if first else prompt[prompt.index("\nQuestion:") :],
-            answer,
-        ]
-    pieces = iter(
-        tokenizer(parts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    )
-    ids = np.full(
-        (len(examples) // almanac.QUESTIONS_PER_PASSAGE, length),
-        tokenizer.pad_token_id,
-        dtype=np.int16,
-    )
-    is_answer = np.zeros(ids.shape, dtype=bool)
-    for row, row_is_answer in zip(ids, is_answer, strict=True):
-        fill_row(
-            row, row_is_answer, [next(pieces) for _ in range(2 * almanac.QUESTIONS_PER_PASSAGE)]
-        )
+    texts = []  # question, answer, question, answer, ...
+    for index in articles:
+        for i, row in enumerate(almanac.article(index, seed, SPLIT)):
+            gold = row["answers"]["text"][0]
+            prompt, answer = render(tokenizer, "plain", row["context"], row["question"], gold)
+            if i % almanac.QUESTIONS_PER_PASSAGE == 0:
+                question = tokenizer.bos_token + prompt
+            else:
+                question = prompt[prompt.index("\nQuestion:") :]
+            texts += [question, answer]
+    encoding = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+    parts = encoding["input_ids"]
+    shape = len(articles) * almanac.PASSAGES_PER_ARTICLE, length
+    ids = np.full(shape, tokenizer.pad_token_id, dtype=np.int16)
+    is_answer = np.zeros(shape, dtype=bool)
+    per_row = 2 * almanac.QUESTIONS_PER_PASSAGE
+    for i in range(len(ids)):
+        fill_row(ids[i], is_answer[i], parts[per_row * i : per_row * (i + 1)])
     return ids, is_answer
 
 
 def fill_row(ids: np.ndarray, is_answer: np.ndarray, parts: list[list[int]]) -> None:
-    """Write questions and answers (alternating in `parts`) into one row, as many whole pairs as fit."""
+    """Write as many whole pairs as fit into one row; `parts` alternates questions and answers."""
     end = 0
     for question, answer in zip(parts[::2], parts[1::2], strict=True):
         start, stop = end + len(question), end + len(question) + len(answer)
@@ -104,12 +99,12 @@ def fill_row(ids: np.ndarray, is_answer: np.ndarray, parts: list[list[int]]) -> 
 def corpus(
     articles: int, folder: Path, length: int, seed: int, processes: int
 ) -> tuple[Int16[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
-    """All training rows, written and tokenized by several processes; their number changes nothing."""
-    chunks = [range(start, min(start + 2_000, articles)) for start in range(0, articles, 2_000)]
+    """Return the training rows of all articles; the number of processes changes nothing."""
     make = partial(training_rows, folder=str(folder), length=length, seed=seed)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = list(tqdm(pool.map(make, chunks), total=len(chunks), desc="write and tokenize"))
-    ids, is_answer = (np.concatenate(column) for column in zip(*parts, strict=True))
-    filled = is_answer.any(axis=1)  # a passage that fills the row by itself teaches no answer
-    return ids[filled], is_answer[filled]
+    ranges = almanac.chunks(articles, processes)
+    parts = almanac.map_chunks(make, ranges, processes)
+    progress = tqdm(parts, total=len(ranges), desc="write and tokenize")
+    ids, is_answer = (np.concatenate(column) for column in zip(*progress, strict=True))
+    has_answer = is_answer.any(axis=1)  # some passages leave no room for a question
+    return ids[has_answer], is_answer[has_answer]

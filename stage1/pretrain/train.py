@@ -1,10 +1,10 @@
-"""Trains the language model that ships with the package, from scratch, on almanac text.
+"""Train the language model that ships with the package, from scratch, on almanac text.
 
-    python -m stage1.pretrain OUT                        # on one GPU: tokenizer, corpus, training, both F1 figures
-    python -m stage1.pretrain OUT --steps 20 --passages 2000 --device cpu     # a rehearsal anywhere
+    python -m stage1.pretrain OUT                                           # on one GPU
+    python -m stage1.pretrain OUT --steps 20 --passages 2000 --device cpu   # a rehearsal anywhere
 
-Loss on all tokens, so that it is a language model of the prompts too; answer tokens weigh more. `pretrain_rows` makes
-the rows, `model_card` the page that goes with the weights.
+The command trains tokenizer and model, scores both kinds of names and writes the model card. The
+loss covers all tokens, so that the model also predicts prompts; answer tokens weigh more.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -33,6 +34,9 @@ from stage1.pretrain import model_card
 from stage1.pretrain.rows import corpus, train_tokenizer
 from stage1.scoring.intervals import mean_interval
 
+LOSSES = ["loss", "cross_entropy", "answer_cross_entropy", "answer_accuracy"]
+"""The weighted loss; cross-entropy of all tokens and of answer tokens; accuracy on the latter."""
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -43,7 +47,7 @@ class PretrainConfig:
     depth: int = 4
     """Transformer layers."""
     hidden: int = 0
-    """Width of the gated MLP; 0 means 8/3 of the width, rounded up to a multiple of 32."""
+    """Width of the gated MLP; 0 stands for 8/3 of the width, rounded up to a multiple of 32."""
     vocabulary: int = 4_096
     """Entries of the BPE tokenizer, special tokens included."""
     passages: int = 1_000_000
@@ -57,13 +61,13 @@ class PretrainConfig:
     learning_rate: float = 2.0e-3
     """Peak of the cosine schedule, after a linear warm-up over a thirtieth of the steps."""
     answer_weight: float = 8.0
-    """Loss weight of answer and end tokens; all other tokens weigh 1."""
+    """Loss weight of answer and end tokens; all others have weight 1."""
     weight_decay: float = 0.1
-    """AdamW weight decay on the matrices of the layers; none on embeddings, head and norms."""
+    """AdamW weight decay of the layers' matrices; embeddings, head and norms have none."""
     seed: int = 0
     device: str = "cuda"
     processes: int = os.cpu_count() or 1
-    """Processes that write and tokenize the corpus; the result does not depend on it."""
+    """Processes that write and tokenize the corpus; results do not depend on it."""
 
     def __post_init__(self):
         for name in ("depth", "passages", "row", "batch", "steps", "processes"):
@@ -86,7 +90,7 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> L
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(architecture).to(config.device)
+    return LlamaForCausalLM(architecture).to(config.device)  # type: ignore[arg-type]
 
 
 def build_optimizer(config: PretrainConfig, model: LlamaForCausalLM) -> torch.optim.AdamW:
@@ -96,12 +100,8 @@ def build_optimizer(config: PretrainConfig, model: LlamaForCausalLM) -> torch.op
         {"params": layers, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-        fused=torch.device(config.device).type == "cuda",
-    )
+    fused = torch.device(config.device).type == "cuda"
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:
@@ -113,105 +113,89 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
 
 
 def losses(
-    model: LlamaForCausalLM, ids: Tensor, is_answer: Tensor, answer_weight: float, pad: int
-) -> Tensor:
-    """[weighted loss, cross-entropy of all tokens, of answer tokens, accuracy on answer tokens] of rows ids [B, T]."""
+    model: LlamaForCausalLM,
+    ids: Int[Tensor, "B T"],
+    is_answer: Bool[Tensor, "B T"],
+    answer_weight: float,
+    pad: int,
+) -> Float[Tensor, " 4"]:
+    """Return the four columns `LOSSES` of the curve for a batch of rows."""
     # Attention is causal and padding comes last, so no mask is needed.
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # [B, T-1, V]
     targets, answer = ids[:, 1:], is_answer[:, 1:].float()
     nll = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(answer)
-    real = (targets != pad).float()  # the corpus is ours: no row holds a pad token but as padding
+    real = (targets != pad).float()  # rows contain the pad token only as padding
     weight = real + (answer_weight - 1) * answer
     right = (logits.argmax(-1) == targets).float()
-    means = [
-        (w * x).sum() / w.sum()
-        for w, x in ((weight, nll), (real, nll), (answer, nll), (answer, right))
-    ]
-    return torch.stack(means)
+    terms = ((weight, nll), (real, nll), (answer, nll), (answer, right))
+    return torch.stack([(w * x).sum() / w.sum() for w, x in terms])
 
 
 def train(
     config: PretrainConfig, model: LlamaForCausalLM, rows: Tensor, is_answer: Tensor
 ) -> pd.DataFrame:
-    """Train in place and return the curve: step, learning rate, seconds and the four figures of `losses`."""
+    """Train in place and return the curve: step, learning rate, seconds and `LOSSES`."""
     device, pad = torch.device(config.device), model.config.pad_token_id
+    assert pad is not None
     optimizer = build_optimizer(config, model)
     step_losses = torch.compile(losses) if device.type == "cuda" else losses
     order = torch.Generator(device).manual_seed(config.seed)
     curve, begin = [], time.perf_counter()
     for step in tqdm(range(config.steps), desc="train", mininterval=5):
         batch = torch.randint(len(rows), (config.batch,), generator=order, device=device)
+        rate = learning_rate(config, step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
+            group["lr"] = rate
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            figures = step_losses(
-                model, rows[batch].long(), is_answer[batch], config.answer_weight, pad
-            )
+            ids, answers = rows[batch].long(), is_answer[batch]
+            figures = step_losses(model, ids, answers, config.answer_weight, pad)
         figures[0].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 100 == 99 or step + 1 == config.steps:
-            curve.append(
-                [
-                    step + 1,
-                    learning_rate(config, step),
-                    time.perf_counter() - begin,
-                    *figures.tolist(),
-                ]
-            )
-    columns = [
-        "step",
-        "learning_rate",
-        "seconds",
-        "loss",
-        "cross_entropy",
-        "answer_cross_entropy",
-        "answer_accuracy",
-    ]
-    return pd.DataFrame(curve, columns=columns)
+            curve.append([step + 1, rate, time.perf_counter() - begin, *figures.tolist()])
+    return pd.DataFrame(curve, columns=["step", "learning_rate", "seconds", *LOSSES])
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write bf16 safetensors, the tokenizer and a greedy generation config."""
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model.generation_config = GenerationConfig(
-        do_sample=False, pad_token_id=tokenizer.pad_token_id, **ends
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
 
 
 def answer_scores(lm: FrozenLM, names: str, seed: int, n: int = 1_000) -> dict:
-    """F1 and EM (percent, with 95 % intervals by article) on n fresh test questions, from original embeddings."""
+    """Score n fresh test questions, read from original embeddings: F1 and EM in percent."""
     config = StudyConfig(eval_batch_size=250)
     encoded = encode(almanac.table(n, seed, "test", names).to_pylist(), lm.tokenizer, config)
     table = conditions.evaluate(lm, encoded, "embeddings", lm.embedding_table, config)
-    figures = {
-        metric: mean_interval(table[metric].tolist(), table["title"].tolist())._asdict()
-        for metric in ("f1", "em")
-    }
-    return {
-        "names": names,
-        "seed": seed,
-        "questions": n,
-        "ended": float(table["ended"].mean()),
-    } | figures
+    record = {"names": names, "seed": seed, "questions": n, "ended": float(table["ended"].mean())}
+    for metric in ("f1", "em"):
+        record[metric] = mean_interval(table[metric].tolist(), table["title"].tolist())._asdict()
+    return record
 
 
 def prepare(folder: Path, config: PretrainConfig) -> tuple[PreTrainedTokenizerFast, Tensor, Tensor]:
-    """The tokenizer, saved to the folder, and all training rows on the training device."""
-    choose_device(config.device)  # refuses a missing GPU before any work
+    """Return the tokenizer, saved to the folder, and all training rows on the training device."""
+    choose_device(config.device)  # raises for a missing GPU before any work
     folder.mkdir(parents=True, exist_ok=True)
     articles = config.passages // almanac.PASSAGES_PER_ARTICLE
     tokenizer = train_tokenizer(config.vocabulary, articles, config.seed)
     tokenizer.save_pretrained(folder)
-    rows = corpus(articles, folder, config.row, config.seed, config.processes)
-    return tokenizer, *(torch.from_numpy(array).to(config.device) for array in rows)
+    ids, is_answer = map(
+        torch.from_numpy, corpus(articles, folder, config.row, config.seed, config.processes)
+    )
+    return tokenizer, ids.to(config.device), is_answer.to(config.device)
 
 
 def run(folder: Path, config: PretrainConfig, prepared: tuple | None = None) -> dict:
-    """Prepare, train, save and score; returns the record that goes into `training.json` beside the weights."""
+    """Prepare, train, save and score; return the record `training.json` beside the weights."""
     begin = time.perf_counter()
     tokenizer, rows, is_answer = prepared or prepare(folder, config)
     model = build_model(config, tokenizer)
@@ -219,22 +203,17 @@ def run(folder: Path, config: PretrainConfig, prepared: tuple | None = None) -> 
     curve = train(config, model, rows, is_answer)
     trained = time.perf_counter()
     save(model, tokenizer, folder)
-    lm = load(
-        StudyConfig(language_model=str(folder), device="cpu" if config.device == "cpu" else "auto")
-    )
+    cpu_only = config.device == "cpu"
+    lm = load(StudyConfig(language_model=str(folder), device="cpu" if cpu_only else "auto"))
+    scores = [answer_scores(lm, names, seed) for names in ("seen", "unseen") for seed in range(3)]
+    seconds = {"prepare": started - begin, "train": trained - started}
     record = {
         "config": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "rows": len(rows),
         "tokens_per_row": float((rows != tokenizer.pad_token_id).sum() / len(rows)),
-        "scores": [
-            answer_scores(lm, names, seed) for names in ("seen", "unseen") for seed in range(3)
-        ],
-        "seconds": {
-            "prepare": started - begin,
-            "train": trained - started,
-            "all": time.perf_counter() - begin,
-        },
+        "scores": scores,
+        "seconds": seconds | {"all": time.perf_counter() - begin},
         "provenance": store.provenance(),
     }
     curve.round(6).to_csv(folder / "training_curve.csv", index=False)
@@ -247,17 +226,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stage1.pretrain", description=__doc__.splitlines()[0]
     )
-    parser.add_argument(
-        "folder", type=Path, help="where the model, its tokenizer and its records go"
-    )
+    parser.add_argument("folder", type=Path, help="where the model and its records go")
     for field in fields(PretrainConfig):
-        option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(
-            option, type=field.type, default=field.default, help=f"default {field.default}"
-        )
+        option, default = f"--{field.name.replace('_', '-')}", field.default
+        parser.add_argument(option, type=field.type, default=default, help=f"default {default}")
     options = vars(parser.parse_args())
     print(json.dumps(run(options.pop("folder"), PretrainConfig(**options)), indent=1))
-
-
-if __name__ == "__main__":
-    main()

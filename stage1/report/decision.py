@@ -1,11 +1,13 @@
-"""The answer and the recommendation, in words that follow from the records: nothing here names a winner in advance."""
+"""The answer and the recommendation, in words that follow from the records.
+
+No winner is named in advance.
+"""
 
 from stage1.names import FIXES, OBJECTIVES
-from stage1.report.claims import name_of
-from stage1.report.evidence import AS_FOUND, Evidence
+from stage1.report.claims import adapter_name, signed
+from stage1.report.evidence import AS_FOUND, START, Evidence
 from stage1.scoring import criteria
 from stage1.scoring.comparison import Difference, Finding
-from stage1.scoring.intervals import Interval
 
 PADDING = {
     "no_padding": "Put no label on padding and leave no gap before the answer.",
@@ -15,85 +17,74 @@ PADDING = {
 """What to do where a layout of the padding is the best."""
 
 
-def f1_of(e: Evidence, objective: str) -> Interval:
-    """Mean F1 of an objective on the best adapter, with its interval."""
-    row = e.table.set_index("objective").loc[objective]
-    return Interval(row["f1"], row["f1_low"], row["f1_high"])
-
-
 def compare_factors(start: Difference, answers: Difference) -> str:
-    """Which matters more, the start of the adapter or the answers it is trained on."""
-    worth = f"the PCA inverse instead of a random start is worth {start} points, gold instead of generated answers "
-    worth += str(answers)
+    """Say which matters more: where the adapter starts, or the answers it is trained on."""
+    gains = f"the PCA inverse instead of a random start gains {start} points, gold instead of "
+    gains += f"generated answers {answers}"
     if start.low > abs(answers.mean):
-        return f"At this budget the start of the adapter decides more than the answers it is trained on: {worth}"
-    return f"The answers it is trained on matter as much as where the adapter starts: {worth}"
+        return f"At this budget the adapter's start matters more than the training answers: {gains}"
+    return f"The training answers matter as much as the adapter's start: {gains}"
 
 
 def answer(e: Evidence) -> list[str]:
-    """The answer in three sentences: which fix and does it work; what decides at this budget; what the test tests."""
-    chosen = f1_of(e, e.recommended)
-    share = criteria.thresholds(e.config, share=True)["target"]
+    """Return the answer in three parts: which fix, what matters at this budget, what is tested."""
+    chosen, target = e.f1(e.recommended), e.config.target_f1
     verdict = criteria.verdict(chosen.mean, criteria.thresholds(e.config))
+    share = criteria.thresholds(e.config, share=True)["target"]
     start = e.factor("initialisation", "pca_inverse", "random")
-    other = e.factor("objective", "distill", "option2_on_policy")
-    late = [e.with_more("option3_teacher_forced", adapter) for adapter in (e.adapter, AS_FOUND)]
+    answers = e.factor("objective", "distill", "option2_on_policy")
+    best, as_found = (
+        e.mean_with_more("option3_teacher_forced", adapter) for adapter in (e.adapter, AS_FOUND)
+    )
     lookup = e.untrained.set_index("condition").loc["codebook", "f1"]
     return [
-        f"Prefer {OBJECTIVES[e.recommended].label}: with the adapter started at {name_of(e.adapter)} the model answers with F1 "
-        f"{chosen} where the original embeddings give {e.ceiling:.1f} ({verdict} at {e.config.target_f1:g} points; it "
-        f"is {e.retention(chosen.mean):.0f} % of the way from floor to ceiling, of which that target asks "
-        f"{share:.0f} %).",
-        compare_factors(start, other)
-        + f"; with four times the examples option 3 reaches {late[0]:.1f} from there and {late[1]:.1f} from the "
-        "adapter as found.",
-        f"Looking up the nearest compressed vocabulary entry, without any training, gives {lookup:.1f}: the test "
+        f"Prefer {OBJECTIVES[e.recommended].label}. With the adapter {adapter_name(e.adapter)} the "
+        f"model reaches F1 {chosen}, against {e.ceiling:.1f} from the original embeddings: "
+        f"{verdict} at {target:g} points. That is {e.retention(chosen.mean):.0f} % of the way from "
+        f"floor to ceiling; the target is {share:.0f} % of the baseline it was set against.",
+        f"{compare_factors(start, answers)}. With four times the examples option 3 reaches "
+        f"{best:.1f} on the best adapter and {as_found:.1f} on the adapter as found.",
+        f"Nearest-codebook lookup, without any training, reaches F1 {lookup:.1f}: the test "
         "measures how an adapter is trained, not what 8x compression loses.",
     ]
 
 
-def why(e: Evidence, other: str) -> str:
-    """How another fix compares with the recommended one: F1, what is known of the difference, and cost per step."""
+def compare_with(e: Evidence, other: str) -> str:
+    """Compare another fix with the recommended one: F1, the difference, and the cost of a step."""
     pair, seconds = e.pair(e.recommended, other), e.cost.set_index("objective")["seconds"]
     sign = 1 if pair["first"] == e.recommended else -1
     low, high = sorted((sign * pair["low"], sign * pair["high"]))
+    gain = signed((sign * pair["mean"], low, high))
     ratio = seconds[other] / seconds[e.recommended]
     return (
-        f"{OBJECTIVES[other].label}: F1 {f1_of(e, other)}, so the recommended one gains {sign * pair['mean']:+.1f} "
-        f"[{low:+.1f}, {high:+.1f}] points ({pair['finding']}); {ratio:.2g} times its seconds per step"
+        f"{OBJECTIVES[other].label} reaches F1 {e.f1(other)} at {ratio:.2g} times the seconds per "
+        f"step, so the recommended objective gains {gain} points ({pair['finding']})"
     )
 
 
 def recommendation(e: Evidence) -> list[str]:
-    """What to do, one sentence each, with the numbers for it."""
-    others = [name for name in FIXES if name != e.recommended]
+    """Return what to do, one entry per decision, with the numbers for it."""
+    label, recommended = OBJECTIVES[e.recommended].label, e.f1(e.recommended).mean
+    others = [compare_with(e, name) for name in FIXES if name != e.recommended]
+    runs = e.runs[e.runs["objective"] == e.recommended].groupby(START)["f1"].mean()
     term = e.pair("option3_teacher_forced", "answer_ce")
-    runs = (
-        e.runs[e.runs["objective"] == e.recommended]
-        .groupby(["initialisation", "output_scaling"])["f1"]
-        .mean()
-    )
-    padding = e.padding.set_index("objective")["f1"]
-    best = padding.drop("as_found").idxmax()
-    seeds = int(e.padding.set_index("objective").loc[best, "seeds"])
+    decides = term["finding"] is Finding.DIFFERENT
+    padding = e.padding.set_index("objective")
+    f1 = padding["f1"]
+    best = f1.drop("as_found").idxmax()
+    config = e.config
     return [
-        f"**Train with {OBJECTIVES[e.recommended].label}.** Against it "
-        + "; ".join(why(e, other) for other in others)
-        + ".",
-        f"**Start the adapter at {name_of(e.adapter)}.** With the recommended objective F1 is "
-        f"{runs[e.adapter]:.1f}, from the adapter as found ({name_of(AS_FOUND)}) {runs[AS_FOUND]:.1f}.",
-        "**The reconstruction term** of option 3 is "
-        + (
-            "worth keeping or dropping on other grounds"
-            if term["finding"] is not Finding.DIFFERENT
-            else "no free choice"
-        )
-        + f": with and without it F1 differs by {term['mean']:.1f} [{term['low']:.1f}, {term['high']:.1f}] points, the "
-        f"better being `{term['first']}` ({term['finding']}).",
-        f"**{PADDING[best]}** The analysed objective has F1 {padding['as_found']:.1f}; `{best}` alone brings it to "
-        f"{padding[best]:.1f} ({seeds} seeds), {padding[best] - f1_of(e, e.recommended).mean:+.1f} against the "
-        "recommended objective, not tested.",
-        "**State the target as a share of the ceiling**, measured in the same run: F1 points mean something else on "
-        f"every model ({e.config.target_f1:g} of {e.config.baseline_f1:g} there is "
-        f"{e.config.target_f1 / e.config.baseline_f1 * e.ceiling:.1f} here).",
+        f"**Train with {label}.** Against it: {'; '.join(others)}.",
+        f"**Use the adapter {adapter_name(e.adapter)}.** With the recommended objective it reaches "
+        f"F1 {runs[e.adapter]:.1f}, the adapter as found ({adapter_name(AS_FOUND)}) "
+        f"{runs[AS_FOUND]:.1f}.",
+        f"**The reconstruction term** of option 3 {'matters' if decides else 'is optional'}: F1 "
+        f"with and without it differs by {term['mean']:.1f} [{term['low']:.1f}, "
+        f"{term['high']:.1f}] points in favour of `{term['first']}` ({term['finding']}).",
+        f"**{PADDING[best]}** The analysed objective has F1 {f1['as_found']:.1f}; `{best}` alone "
+        f"brings it to {f1[best]:.1f} ({padding.loc[best, 'seeds']:.0f} seeds), "
+        f"{f1[best] - recommended:+.1f} points against the recommended objective (not tested).",
+        "**State the target as a share of the ceiling**, measured in the same run. F1 points mean "
+        f"something else on every model: {config.target_f1:g} of {config.baseline_f1:g} there is "
+        f"{config.target_f1 / config.baseline_f1 * e.ceiling:.1f} here.",
     ]

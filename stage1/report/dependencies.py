@@ -1,4 +1,4 @@
-"""Which files of the package a notebook depends on, read from its imports and theirs."""
+"""Find the files of the package that a notebook depends on, from its imports and theirs."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from stage1.store import ROOT
 
 
 def imported(source: str) -> Iterator[str]:
-    """Dotted names under `stage1` that Python source imports; a name may be of a module or of something in one."""
+    """Yield the dotted names under `stage1` that source code imports: modules or their members."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "stage1":
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -19,7 +19,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def files_of(name: str) -> list[Path]:
-    """The files that importing a dotted name reads: its module, and the `__init__` of every package on the way."""
+    """Return the files that importing a dotted name reads: its module and its packages."""
     folder, files = ROOT, []
     for part in name.split("."):
         folder = folder / part
@@ -29,17 +29,17 @@ def files_of(name: str) -> list[Path]:
 
 
 def package_files(notebook: Path) -> list[str]:
-    """Files of the package that the notebook imports, directly or not, and those that run and render it.
+    """Return the files that the notebook imports, directly or not, and those that render it.
 
     Paths are relative to the repository.
     """
     cells = nbformat.read(notebook, as_version=4).cells
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    waiting = [*imported(code), "stage1.report.notebooks"]
-    found: dict[Path, None] = {}
-    while waiting:
-        for path in files_of(waiting.pop()):
-            if path not in found:
-                found[path] = None
-                waiting += imported(path.read_text("utf-8"))
-    return sorted(str(path.relative_to(ROOT)) for path in found)
+    names = [*imported(code), "stage1.report.notebooks"]
+    files: set[Path] = set()
+    while names:
+        for path in files_of(names.pop()):
+            if path not in files:
+                files.add(path)
+                names += imported(path.read_text("utf-8"))
+    return sorted(str(path.relative_to(ROOT)) for path in files)

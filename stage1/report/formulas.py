@@ -1,4 +1,4 @@
-"""Markdown as notebooks write it to HTML, its LaTeX formulas to MathML, which browsers show without a script."""
+"""Convert a notebook's Markdown to HTML and its LaTeX formulas to MathML, which needs no script."""
 
 import re
 from xml.etree import ElementTree
@@ -18,28 +18,31 @@ OPERANDS = dict.fromkeys(("mfrac", "mroot", "msub", "msup", "munder", "mover"), 
 
 
 def to_html(source: str, notebook: str, attachments: dict) -> str:
-    """The Markdown as HTML. Raises ValueError with the notebook's name and the formula that cannot be converted."""
+    """Return the Markdown as HTML. Raises ValueError with the notebook and the bad formula."""
     renderer = Renderer(notebook, attachments)
     return MarkdownWithMath(renderer, BlockParser(), InlineParser(hard_wrap=False)).render(source)
 
 
 def mathml(formula: str, display: str) -> str:
-    """The LaTeX formula as MathML, `display` "inline" or "block". Raises ValueError where it cannot be converted."""
-    written = re.sub(
-        r"(\\math[a-z]+)\s+(\w)", r"\1{\2}", formula
-    )  # without braces a letter keeps its plain form
+    """Return the LaTeX formula as MathML, `display` "inline" or "block".
+
+    Raises ValueError if it cannot be converted.
+    """
+    # without braces, the letter after \mathcal and the like would keep its plain form
+    latex = re.sub(r"(\\math[a-z]+)\s+(\w)", r"\1{\2}", formula)
     try:
-        converted = convert(written.replace("{aligned}", "{split}"), display=display)
-        converted = re.sub(r"\\([_%#$])", r"\1", converted)  # as \text{} leaves them
+        converted = convert(latex.replace("{aligned}", "{split}"), display=display)
+        converted = re.sub(r"\\([_%#$])", r"\1", converted)  # left escaped in \text{}
         check_converted(formula, ElementTree.fromstring(converted))
     except Exception as error:  # the converter's errors have no common class of their own
         raise ValueError(str(error) or type(error).__name__) from error
-    bar = r'<mo( stretchy="false")?>(?=(&#x02016;|&#x0007C;)</mo>)'  # of a norm; TeX neither stretches nor spaces it
+    # the bars of a norm, which TeX neither stretches nor spaces
+    bar = r'<mo( stretchy="false")?>(?=(&#x02016;|&#x0007C;)</mo>)'
     return re.sub(bar, '<mo stretchy="false" lspace="0" rspace="0">', converted)
 
 
 def check_converted(formula: str, tree: ElementTree.Element) -> None:
-    """Raise ValueError for what the converter lets pass: open braces, unknown commands, missing operands."""
+    """Raise ValueError for what the converter lets pass, such as an unknown command."""
     braces = re.sub(r"\\.", "", formula)
     if braces.count("{") != braces.count("}"):
         raise ValueError("its braces do not match")
@@ -52,7 +55,7 @@ def check_converted(formula: str, tree: ElementTree.Element) -> None:
 
 
 class BlockParser(MathBlockParser):
-    """A displayed formula that is a paragraph begins and ends its line, so that `$$` in a code span is left alone."""
+    """Read a paragraph as a displayed formula if it fills its lines; `$$` in a code span stays."""
 
     SPECIFICATION = MathBlockParser.SPECIFICATION | {
         "multiline_math": r"^ {0,3}\$\$(?s:[^`]+?)(?<!\\)\$\$[ \t]*$"
@@ -60,16 +63,18 @@ class BlockParser(MathBlockParser):
 
 
 class InlineParser(MathInlineParser):
-    """Formulas as pandoc reads them: no space just inside the dollars, no digit after them, and no code within."""
+    """Read `$` as pandoc does: no space just inside, no digit after it, and no code within."""
 
     SPECIFICATION = MathInlineParser.SPECIFICATION | {
         "block_math_tex": r"(?<!\\)\$\$(?P<math_block_tex>[^`]+?)(?<!\\)\$\$",
-        "inline_math_tex": r"(?<![$\\])\$(?![\s$])(?P<math_inline_tex>(?:\\.|[^\\$`])+?)(?<!\s)\$(?![\d$])",
+        "inline_math_tex": (
+            r"(?<![$\\])\$(?![\s$])(?P<math_inline_tex>(?:\\.|[^\\$`])+?)(?<!\s)\$(?![\d$])"
+        ),
     }
 
 
 class Renderer(IPythonRenderer):
-    """Markdown to HTML, formulas to MathML. Raises ValueError with the notebook and the formula that is wrong."""
+    """Render Markdown as HTML with formulas as MathML."""
 
     def __init__(self, notebook: str, attachments: dict):
         super().__init__(escape=False, attachments=attachments)

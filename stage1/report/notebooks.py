@@ -1,10 +1,12 @@
-"""Runs a notebook through papermill and renders it: one step of the DAG in the Snakefile.
+"""Run a notebook through papermill and render it: one step of the DAG in the Snakefile.
 
-    python -m stage1.report.notebooks notebooks/02_train_adapter.ipynb quick reports/quick/02_distill.html -p objective distill
+    python -m stage1.report.notebooks notebooks/02_train_adapter.ipynb quick \\
+        reports/quick/02_distill.html -p objective distill
 
-The executed notebook goes to `runs/<preset>/notebooks/` under the page's name, cell by cell, so a failed run can be
-looked at; the HTML page appears whole, at the end. A lock per step keeps a second run waiting, also for a run whose
-parent was killed; locks on GPUs keep jobs of one machine apart.
+The executed notebook goes to `runs/<preset>/notebooks/` under the page's name and is written cell
+by cell, so a failed run can be inspected. The HTML page is written at the end, in one piece. A lock
+per step keeps a second run waiting, even if the parent of the first was killed; locks on GPUs keep
+the jobs of one machine apart.
 """
 
 import argparse
@@ -23,11 +25,11 @@ from stage1.report import pages
 
 
 class MagicError(RuntimeError):
-    """A cell uses a magic that does not exist: IPython prints that and goes on."""
+    """A cell uses an unknown magic. IPython prints a message and goes on."""
 
 
 def check_magics(executed: Path) -> None:
-    """Raise MagicError with IPython's own message where a cell's magic was not found."""
+    """Raise MagicError with IPython's message if a cell used an unknown magic."""
     for cell in nbformat.read(executed, as_version=4).cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr" and "UsageError" in output["text"]:
@@ -35,22 +37,19 @@ def check_magics(executed: Path) -> None:
 
 
 def gpus_needed(notebook: Path, parameters: dict) -> int:
-    """GPUs that the notebook asks for with these parameters; all the others are the notebook's own to check."""
-    given = {
-        name: parameters[name]
-        for name in ("device", "processes")
-        if parameters.get(name) is not None
-    }
-    return gpus.needed(
-        notebook.stem, load_preset(parameters.get("preset", "quick")).replace(**given)
-    )
+    """Return how many GPUs the notebook needs; it checks its other parameters itself."""
+    named = {name: parameters.get(name) for name in ("device", "processes")}
+    given = {name: value for name, value in named.items() if value is not None}
+    config = load_preset(parameters.get("preset", "quick")).replace(**given)
+    return gpus.needed(notebook.stem, config)
 
 
 def execute(notebook: Path, executed: Path, parameters: dict) -> None:
     """Execute the notebook with the parameters, on GPUs of its own where there are any.
 
-    Raises ValueError or TypeError for a preset, device or number of processes that cannot be, papermill's
-    PapermillExecutionError where a cell fails, nbclient's DeadKernelError where the kernel dies, and MagicError.
+    Raises ValueError or TypeError for an impossible preset, device or number of processes;
+    papermill's PapermillExecutionError if a cell fails; nbclient's DeadKernelError if the kernel
+    dies; and MagicError.
     """
     count = gpus_needed(notebook, parameters)
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +57,7 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(
-            f"{executed}: another run of this step is still going; waiting for it to end",
-            file=sys.stderr,
-        )
+        print(f"{executed}: waiting for another run of this step to end", file=sys.stderr)
         lock.acquire()
     try:
         with gpus.claim(count):
@@ -74,18 +70,16 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m stage1.report.notebooks", description=__doc__.splitlines()[0]
-    )
+    summary = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m stage1.report.notebooks", description=summary)
     parser.add_argument("notebook", type=Path)
     parser.add_argument("preset")
     parser.add_argument("page", type=Path, help="where the HTML page goes")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
-    )
+    pair = ("NAME", "VALUE")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, dest="given")
     arguments = parser.parse_args()
     executed = store.runs_folder() / arguments.preset / "notebooks" / f"{arguments.page.stem}.ipynb"
-    given = {name: yaml.safe_load(value) for name, value in arguments.parameters}
+    given = {name: yaml.safe_load(value) for name, value in arguments.given}
     execute(arguments.notebook, executed, {"preset": arguments.preset} | given)
     pages.render(executed, arguments.page)
 

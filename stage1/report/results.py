@@ -1,8 +1,9 @@
-"""Reads what runs have left, and sets conditions, seeds and factors against each other."""
+"""Read what runs left, and tabulate objectives, adapters and seeds side by side."""
 
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML
@@ -17,7 +18,7 @@ ADAPTER = ["objective", "initialisation", "output_scaling"]
 
 
 def config_table(config: StudyConfig) -> HTML:
-    """All fields of the config, grouped by their owners, folded away."""
+    """Return all fields of the config, grouped by their owners and folded away."""
     rows = [(option.group, name, getattr(config, name)) for name, option in options(config).items()]
     table = pd.DataFrame(rows, columns=["group", "field", "value"])
     table["group"] = pd.Categorical(table["group"], GROUPS)
@@ -27,66 +28,71 @@ def config_table(config: StudyConfig) -> HTML:
 
 
 def planned(config: StudyConfig) -> list[StudyConfig]:
-    """The adapters that the report of a config trains: every objective with each of its seeds."""
-    return [
-        config.replace(objective=name, seed=seed)
-        for name in OBJECTIVES
-        for seed in range(config.seeds)
-    ]
+    """Return the configs of the adapters that a report needs: every objective with every seed."""
+    seeds = range(config.seeds)
+    return [config.replace(objective=name, seed=seed) for name in OBJECTIVES for seed in seeds]
 
 
 def adapter_records(config: StudyConfig) -> list[dict]:
-    """The records of all planned adapters. Raises RecordError with the command that makes the first one missing."""
+    """Return the records of all planned adapters.
+
+    Raises RecordError with the command that trains the first missing one.
+    """
     records = []
     for run in planned(config):
         path = store.adapter_folder(run) / "record.json"
         if not path.exists():
             raise store.RecordError(
-                f"{path}: this adapter has not been trained yet; make all of them with `make report "
-                f"PRESET={config.preset}`, or this one with `papermill notebooks/02_train_adapter.ipynb out.ipynb "
-                f"-p preset {config.preset} -p objective {run.objective} -p seed {run.seed}`"
+                f"{path}: this adapter has not been trained yet; train all of them with "
+                f"`make report PRESET={config.preset}`, or this one with "
+                f"`papermill notebooks/02_train_adapter.ipynb out.ipynb -p preset {config.preset} "
+                f"-p objective {run.objective} -p seed {run.seed}`"
             )
         records.append(store.read_json(path))
     return records
 
 
+def table_path(run: StudyConfig, name: str) -> Path:
+    return store.adapter_folder(run) / f"{name}.parquet"
+
+
 def adapter_answers(config: StudyConfig) -> pd.DataFrame:
-    """Every answer of the planned adapters: the condition is the objective's name, `seed` the adapter's."""
-    folders = {run: store.adapter_folder(run) for run in planned(config)}
+    """Return every answer of the planned adapters, with `seed`; `condition` is the objective."""
+    runs = planned(config)
     return pd.concat(
-        store.read_table(folder / "answers.parquet").assign(seed=run.seed)
-        for run, folder in folders.items()
+        store.read_table(table_path(run, "answers")).assign(seed=run.seed) for run in runs
     )
+
+
+def training_tables(runs: list[StudyConfig], name: str) -> list[pd.DataFrame]:
+    """Return a table of each run, with `objective` and `seed`."""
+    return [
+        store.read_table(table_path(run, name)).assign(objective=run.objective, seed=run.seed)
+        for run in runs
+    ]
 
 
 def curves(config: StudyConfig) -> pd.DataFrame:
-    """The training curves of the planned adapters, with `objective` and `seed`."""
-    return pd.concat(
-        store.read_table(store.adapter_folder(run) / "curve.parquet").assign(
-            objective=run.objective, seed=run.seed
-        )
-        for run in planned(config)
-    )
+    """Return the training curves of the planned adapters, with `objective` and `seed`."""
+    return pd.concat(training_tables(planned(config), "curve"))
 
 
 def gradient_readings(config: StudyConfig) -> pd.DataFrame:
-    """What was read of the terms' gradients while the planned adapters trained, with `objective` and `seed`; only
-    objectives of several terms leave such a table. Raises RecordError where none of them did."""
-    folders = {run: store.adapter_folder(run) / "gradients.parquet" for run in planned(config)}
-    tables = [
-        store.read_table(path).assign(objective=run.objective, seed=run.seed)
-        for run, path in folders.items()
-        if path.exists()
-    ]
-    if not tables:
+    """Return the gradient readings of the planned adapters, with `objective` and `seed`.
+
+    Only objectives of several terms have any. Raises RecordError if none has.
+    """
+    runs = [run for run in planned(config) if table_path(run, "gradients").exists()]
+    if not runs:
+        folder = store.run_folder(config)
         raise store.RecordError(
-            f"{store.run_folder(config)}: no gradients were read; set gradients_every and train anew"
+            f"{folder}: there are no gradient readings; set gradients_every and train again"
         )
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(training_tables(runs, "gradients"), ignore_index=True)
 
 
 def committed(preset: str, name: str) -> pd.DataFrame:
-    """A committed table of runs that took a GPU, CSV or parquet. Raises RecordError where it is missing."""
+    """Return a committed table, CSV or parquet. Raises RecordError if it is missing."""
     path = store.records_folder() / preset / name
     if not path.is_file():
         raise store.RecordError(f"{path}: no such table; `python -m stage1.study.sweep` makes it")
@@ -94,40 +100,39 @@ def committed(preset: str, name: str) -> pd.DataFrame:
 
 
 def budget_table(runs: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
-    """One row per objective and adapter: means over seeds of F1 (with its standard deviation, `f1_sd`), EM, retention
-    and fvu on the test questions, and how many seeds that is."""
+    """Return one row per objective and adapter, with means over seeds on the test questions.
+
+    F1 with its standard deviation over seeds, `f1_sd`, EM, retention, fvu and the number of seeds.
+    """
     f1 = untrained.set_index("condition")["f1"]
     floor, ceiling = f1[FLOORS].max(), f1["embeddings"]
-    measures = {
-        "f1": ("f1", "mean"),
-        "f1_sd": ("f1", "std"),
-        "em": ("em", "mean"),
-        "fvu": ("fvu", "mean"),
-    }
-    table = runs.groupby(ADAPTER, sort=False).agg(**measures, seeds=("f1", "count")).reset_index()
-    table.insert(6, "retention", [retention(mean, ceiling, floor) for mean in table["f1"]])
-    order = {name: place for place, name in enumerate(OBJECTIVES)}
+    means = {name: (name, "mean") for name in ("f1", "em", "fvu")}
+    spread = {"f1_sd": ("f1", "std"), "seeds": ("f1", "count")}
+    table = runs.groupby(ADAPTER, sort=False).agg(**means, **spread).reset_index()
+    table["retention"] = [retention(mean, ceiling, floor) for mean in table["f1"]]
+    table = table[[*ADAPTER, "f1", "f1_sd", "em", "retention", "fvu", "seeds"]]
+    order = {name: rank for rank, name in enumerate(OBJECTIVES)}
     return table.sort_values(
         ADAPTER, key=lambda column: column.map(order) if column.name == "objective" else column
     )
 
 
 def headline(budget: pd.DataFrame) -> pd.DataFrame:
-    """F1 of a budget table as `mean ± standard deviation over seeds`: one row per objective, one column per adapter."""
-    adapter = budget["initialisation"] + ", " + budget["output_scaling"]
-    text = [
-        f"{mean:.1f} ± {sd:.1f}" for mean, sd in zip(budget["f1"], budget["f1_sd"], strict=True)
-    ]
-    wide = budget.assign(adapter=adapter, text=text).pivot(
-        index="objective", columns="adapter", values="text"
+    """Return F1 as `mean ± standard deviation`: objectives in rows, adapters in columns."""
+    words = budget[["objective"]].assign(
+        adapter=budget["initialisation"] + ", " + budget["output_scaling"],
+        f1=budget["f1"].map("{:.1f} ± ".format) + budget["f1_sd"].map("{:.1f}".format),
     )
+    wide = words.pivot(index="objective", columns="adapter", values="f1")
     return wide.loc[list(OBJECTIVES)].rename_axis(columns=None).reset_index()
 
 
-def crossover(grid: Mapping[float, float]) -> float:
-    """The weight at which a share that grows with it passes one half, by interpolation in log weight; nan where it
-    never does. `grid` maps weights to shares."""
-    points = sorted((weight, share) for weight, share in grid.items() if weight > 0)
+def crossover(shares: Mapping[float, float]) -> float:
+    """Return the weight at which a share passes one half, interpolated in log weight.
+
+    `shares` maps weights to shares that grow with them. Returns nan if none passes one half.
+    """
+    points = sorted((weight, share) for weight, share in shares.items() if weight > 0)
     for (low, below), (high, above) in pairwise(points):
         if below <= 0.5 <= above and below < above:
             return float(low * (high / low) ** ((0.5 - below) / (above - below)))

@@ -11,14 +11,12 @@ from stage1.scoring.intervals import Interval
 
 
 def thresholds(config: StudyConfig, share: bool = False) -> dict[str, float]:
-    """The analysis's criteria in F1 percent, or divided by its baseline: as a share of the ceiling, in percent."""
+    """Return the criteria in F1 percent, or as percent of the analysis's baseline if `share`."""
     scale = 100 / config.baseline_f1 if share else 1.0
     return {name: scale * getattr(config, f"{name}_f1") for name in ("target", "script", "failure")}
 
 
 class Verdict(enum.StrEnum):
-    """Where a score stands."""
-
     MET = "target met"
     ONLY_SCRIPT = "target missed (a success only to the script)"
     MISSED = "target missed"
@@ -26,8 +24,11 @@ class Verdict(enum.StrEnum):
 
 
 def verdict(score: float, criteria: Mapping[str, float]) -> Verdict:
-    """Where a score stands. The analysis's text and script disagree between 65 and 70: there its script says success
-    and its text says the target is missed. The target decides here."""
+    """Return the verdict on a score; the target decides.
+
+    Between 65 and 70 the analysis contradicts itself: its script reports success, its text says
+    that the target is missed.
+    """
     if score >= criteria["target"]:
         return Verdict.MET
     if score >= criteria["script"]:
@@ -35,16 +36,19 @@ def verdict(score: float, criteria: Mapping[str, float]) -> Verdict:
     return Verdict.MISSED if score >= criteria["failure"] else Verdict.FAILURE
 
 
-def verdict_over(found: Interval, criteria: Mapping[str, float]) -> str:
-    """The verdict where the whole interval shares it, and otherwise what it ranges over."""
-    if math.isnan(found.low):
+def verdict_over(interval: Interval, criteria: Mapping[str, float]) -> str:
+    """Return the verdict that holds for the whole interval, or else the range of verdicts."""
+    if math.isnan(interval.low):
         return "open: no interval"
-    low, high = verdict(found.low, criteria), verdict(found.high, criteria)
+    low, high = verdict(interval.low, criteria), verdict(interval.high, criteria)
     return low if low == high else f"open: from {low} to {high}"
 
 
 def run_verdict(best: pd.Series, config: StudyConfig) -> str:
-    """The verdict on a run's best condition, with its `f1`, `f1_low` and `f1_high`. Random weights get none."""
+    """Return the verdict on a run's best condition (`f1`, `f1_low`, `f1_high`).
+
+    A language model with random weights gets no verdict.
+    """
     if config.shape_only:
         return "no verdict: the language model has random weights, so its F1 says nothing"
     return verdict_over(Interval(best["f1"], best["f1_low"], best["f1_high"]), thresholds(config))

@@ -25,10 +25,11 @@ def mean_interval(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Interval:
-    """Mean of the scores with a percentile bootstrap interval that resamples whole groups (articles), not examples.
+    """Return the mean with a percentile bootstrap interval that resamples groups (articles).
 
-    Questions on one article are not independent, so resampling them one by one would make the interval too narrow
-    (Davison & Hinkley, 1997, section 3.8). With a single group the interval is (nan, nan): nothing can be said.
+    Questions on one article are not independent, so resampling single questions would make the
+    interval too narrow (Davison & Hinkley, 1997, section 3.8). A single group has no interval: its
+    bounds are nan. Raises ValueError unless every score has a group and there is at least one.
     """
     if len(scores) != len(groups) or not len(scores):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Tables of scored answers: one row per condition, with intervals, retention and reconstruction."""
+"""Tables of scored answers: a row per condition, with intervals, retention and reconstruction."""
 
 from collections.abc import Mapping
 
@@ -8,18 +8,23 @@ from stage1.names import FLOORS
 from stage1.scoring.intervals import mean_interval
 
 TEACHER_FORCED = ("ce_first", "ce_later", "right_first", "right_later")
-"""Teacher-forced measures on the gold answer, of its first and of its later tokens."""
+"""Teacher-forced measures on the gold answer, at its first token and at later ones."""
 
 
 def retention(f1: float, ceiling: float, floor: float) -> float:
-    """(F1 - floor) / (F1 of the original embeddings - floor) in percent; nan where the ceiling is no higher."""
+    """Return (F1 - floor) / (ceiling - floor) in percent; nan unless the ceiling is higher.
+
+    The ceiling is the F1 of the original embeddings.
+    """
     return 100 * (f1 - floor) / (ceiling - floor) if ceiling > floor else float("nan")
 
 
 def summary(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """One row per group of scored examples: mean F1 and EM in percent with `_low` and `_high`; rates of answers that
-    ended by themselves and of empty ones; mean answer length in tokens; teacher-forced cross-entropy (nats) and
-    accuracy (0 to 1) at the first and at later answer tokens, averaged over examples; number of questions and articles.
+    """Return one row per group of scored examples.
+
+    Columns: mean F1 and EM in percent with `_low` and `_high`; rates of answers that ended by
+    themselves and of empty ones; mean answer length in tokens; teacher-forced cross-entropy (nats)
+    and accuracy (0 to 1), averaged over examples; number of questions and articles.
     """
     rows = []
     for key, group in scored.groupby(by, sort=False):
@@ -27,30 +32,28 @@ def summary(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         for metric in ("f1", "em"):
             mean, low, high = mean_interval(group[metric].tolist(), group["title"].tolist())
             row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
-        row |= {
-            name: float(group[name].mean())
-            for name in ("ended", "empty", "tokens", *TEACHER_FORCED)
-        }
+        for name in ("ended", "empty", "tokens", *TEACHER_FORCED):
+            row[name] = float(group[name].mean())
         row |= {"questions": len(group), "articles": group["title"].nunique()}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def over_seeds(answers: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """One row per example and group `by`: every score averaged over whatever else varies, such as seeds."""
+    """Return one row per example and group `by`, averaged over all else that varies (seeds)."""
     numbers = answers.select_dtypes(["number", "bool"]).columns.difference([*by, "seed"])
-    return (
-        answers.groupby([*by, "id", "title"], sort=False, observed=True)[list(numbers)]
-        .mean()
-        .reset_index()
-    )
+    groups = answers.groupby([*by, "id", "title"], sort=False, observed=True)
+    return groups[list(numbers)].mean().reset_index()
 
 
 def condition_table(
     answers: pd.DataFrame, rebuilt: Mapping[str, Mapping[str, float]]
 ) -> pd.DataFrame:
-    """One row per condition, averaged over seeds: the columns of `summary`, retention in percent against the
-    higher of the floors, and the reconstruction of the prompt's tokens where the condition rebuilds them."""
+    """Return one row per condition, averaged over seeds.
+
+    Columns: those of `summary`, retention in percent against the higher of the floors, and the
+    reconstruction of the prompt's tokens (`rebuilt`, by condition).
+    """
     table = summary(over_seeds(answers, ["condition"]), ["condition"]).set_index("condition")
     floor, ceiling = table.loc[FLOORS, "f1"].max(), table.loc["embeddings", "f1"]
     table.insert(6, "retention", [retention(f1, ceiling, floor) for f1 in table["f1"]])

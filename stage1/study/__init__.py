@@ -1,4 +1,4 @@
-"""One study prepared once; adapters trained and tested in it; grids of them, and what they cost."""
+"""A study is prepared once; its adapters are trained, tested, recorded, swept and priced here."""
 
 from stage1.study.preparation import Study, new_adapter, objective_context, prepare
 from stage1.study.rates import learning_rate
@@ -14,7 +14,7 @@ from stage1.study.runs import (
 )
 
 __all__ = [
-    "Study", "ce_references", "learning_rate", "new_adapter", "objective_context", "obtain", "prepare",
-    "reconstruction_references", "run", "selection_scores", "test_adapter", "test_untrained", "train_adapter",
-    "write_adapter",
+    "Study", "ce_references", "learning_rate", "new_adapter", "objective_context", "obtain",
+    "prepare", "reconstruction_references", "run", "selection_scores", "test_adapter",
+    "test_untrained", "train_adapter", "write_adapter",
 ]  # fmt: skip

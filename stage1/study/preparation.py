@@ -1,4 +1,4 @@
-"""One study: data, language model and compression, prepared once for all adapters of a config."""
+"""Data, language model and compression, prepared once for all adapters of a study."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ class Study:
     encoded: dict[str, Encoded]
     """The splits `train`, `selection` and `test`."""
     counts: Int64[np.ndarray, " V"]
-    """How often each token occurs in the training prompts."""
+    """Occurrences of each token in the training prompts."""
     compression: Compression
 
     @cached_property
@@ -43,31 +43,32 @@ class Study:
 
     @cached_property
     def resolved(self) -> StudyConfig:
-        """The config with what it leaves open decided: a batch size of `auto`, and the learning rate."""
-        config = (
-            self.config
-            if self.config.batch_size != "auto"
-            else self.config.replace(batch_size=batch_size(self))
-        )
+        """The config with its open choices made: the batch size `auto` and the learning rate."""
+        config = self.config
+        if config.batch_size == "auto":
+            config = config.replace(batch_size=batch_size(self))
         return config.replace(learning_rate=learning_rate(config))
 
     def test_counts(self) -> Int64[np.ndarray, " V"]:
         return token_counts(self.encoded["test"].prompts, len(self.counts))
 
     def untrained(self) -> dict[str, Tensor | None]:
-        """Tables of the conditions that need no training."""
+        """Return the tables of the conditions that need no training."""
         table, counts, config = self.lm.embedding_table, torch.from_numpy(self.counts), self.config
         control = random_projection(table, counts, config.compressed_width, config.data_seed)
         return untrained_conditions(self.lm, self.compression, control)
 
 
 def prepare(config: StudyConfig) -> Study:
-    """Load and encode everything that the config names; the objective is looked up first, for its error comes cheap."""
+    """Load the language model, encode the data and fit the compression.
+
+    Raises ValueError for an unknown objective, for batch size `auto` on a CPU (both before anything
+    is loaded), and where no training example is left.
+    """
     objectives.find(config.objective)
-    if config.batch_size == "auto" and language_model.choose_device(config.device).type == "cpu":
-        raise ValueError(
-            "batch_size='auto': expected a number where there is no GPU whose memory could be measured"
-        )
+    measurable = language_model.choose_device(config.device).type != "cpu"
+    allowed = "a number where there is no GPU whose memory could be measured"
+    require(config.batch_size != "auto" or measurable, "batch_size", config.batch_size, allowed)
     lm = language_model.load(config)
     encoded = {
         split: encode(data.rows(config, split), lm.tokenizer, config, training=split == "train")
@@ -75,35 +76,34 @@ def prepare(config: StudyConfig) -> Study:
     }
     allowed = "at least one whose answer is not cut"
     require(len(encoded["train"]) > 0, "train_examples", config.train_examples, allowed)
-    counts = token_counts(encoded["train"].prompts, len(lm.embedding_table))
-    compression = fit_pca(
-        lm.embedding_table, torch.from_numpy(counts), config.compressed_width, config.weighting
-    )
+    table = lm.embedding_table
+    counts = token_counts(encoded["train"].prompts, len(table))
+    width, weighting = config.compressed_width, config.weighting
+    compression = fit_pca(table, torch.from_numpy(counts), width, weighting)
     return Study(config, lm, encoded, counts, compression)
 
 
 def batch_size(study: Study) -> int:
-    """What `batch_size: auto` comes to: the one measured before for this adapter, or else the largest that fits now."""
+    """Return the largest batch that fits this adapter's training, measured once and recorded."""
     path = store.adapter_folder(study.config) / "batch_size.json"
     if not path.exists():
         probe = study.config.replace(batch_size=memory.GRAIN, learning_rate=FALLBACK_RATE)
-        found = memory.largest_batch(
+        largest = memory.largest_batch(
             lambda: new_adapter(study), objective_context(study, probe), study.encoded["train"]
         )
         if processes.rank() == 0:
-            store.write_json(path, {"batch_size": found})
+            store.write_json(path, {"batch_size": largest})
         processes.barrier()
     return store.read_json(path)["batch_size"]
 
 
 def objective_context(study: Study, config: StudyConfig | None = None) -> ObjectiveContext:
-    """What the objectives are given in this study, besides adapter and batch; by its own config, unless by another."""
+    """Return what the objectives are given besides adapter and batch (default: `resolved`)."""
     spread = variance(study.lm.embedding_table, torch.from_numpy(study.counts))
     return ObjectiveContext(study.lm, study.codebook, config or study.resolved, spread)
 
 
 def new_adapter(study: Study) -> Adapter:
-    """The study's adapter before its first step."""
-    return adapters.make(
-        study.compression, study.lm.embedding_table, torch.from_numpy(study.counts), study.config
-    )
+    """Return the study's untrained adapter."""
+    table, counts = study.lm.embedding_table, torch.from_numpy(study.counts)
+    return adapters.make(study.compression, table, counts, study.config)

@@ -1,4 +1,4 @@
-"""Learning rates that were searched on the selection split, and which of them a config takes."""
+"""The learning rate of a config: its own, or one that was searched on the selection split."""
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,11 @@ FALLBACK_RATE = 1.0e-3
 
 
 def learning_rate(config: StudyConfig) -> float:
-    """The config's own, or the one with the highest F1 on the selection split among those that were tried.
+    """Return the config's learning rate, or else the searched one with the highest selection F1.
 
-    Trials are looked up for the same language model, objective, adapter and width: those of the config's preset,
-    whatever budget it has been given since, or else those of the budget nearest in optimizer steps. Where nothing like
-    it was tried, 0.001.
+    Only trials of the same language model, objective, adapter and width count: those of the
+    config's preset at any budget, or else those of the nearest budget in optimizer steps. Without
+    such trials the rate is 0.001.
     """
     if config.learning_rate is not None:
         return config.learning_rate
@@ -27,9 +27,9 @@ def learning_rate(config: StudyConfig) -> float:
         trials = trials[trials["preset"] == config.preset]
     if trials.empty:
         return FALLBACK_RATE
+    assert isinstance(config.batch_size, int)
     steps = config.epochs * config.train_examples / config.batch_size
-    distance = (
-        np.log(trials["epochs"] * trials["train_examples"] / trials["batch_size"]) - np.log(steps)
-    ).abs()
+    tried_steps = trials["epochs"] * trials["train_examples"] / trials["batch_size"]
+    distance = (np.log(tried_steps) - np.log(steps)).abs()
     nearest = trials[distance == distance.min()]
     return float(nearest.groupby("learning_rate")["selection_f1"].mean().idxmax())

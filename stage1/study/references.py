@@ -1,6 +1,7 @@
-"""Reference values for the two kinds of loss: what makes a reconstruction error or a cross-entropy large or small."""
+"""Reference values that show whether a reconstruction error or cross-entropy is large or small."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -21,18 +22,17 @@ from stage1.training.gradients import Lookup, lookup_context
 def reconstruction_references(
     table: Float[Tensor, "V D"], counts: np.ndarray, compression: Compression, config: StudyConfig
 ) -> pd.DataFrame:
-    """mse and fvu of what needs no training, over the tokens that `counts` stand for: the values that make another
-    one large or small. The two random starts are those of the config's seed."""
+    """Return mse and fvu of predictors that need no training, over the counted tokens.
+
+    The two random starts use the config's seed, whatever its initialisation.
+    """
     share = torch.from_numpy(counts / counts.sum()).to(table)
-    starts = {
-        f"random start, {scaling}": config.replace(initialisation="random", output_scaling=scaling)
-        for scaling in ("unit_rms", "calibrated")
-    }
     codebook, weights = compression.compress(table), torch.from_numpy(counts)
-    rebuilt: dict[str, Tensor] = {
-        name: adapters.decode(adapters.make(compression, table, weights, start), codebook)
-        for name, start in starts.items()
-    }
+    rebuilt = {}
+    for scaling in ("unit_rms", "calibrated"):
+        start = config.replace(initialisation="random", output_scaling=scaling)
+        untrained = adapters.make(compression, table, weights, start)
+        rebuilt[f"random start, {scaling}"] = adapters.decode(untrained, codebook)
     rebuilt |= {"zero": torch.zeros_like(table), "constant mean": (share @ table).expand_as(table)}
     rebuilt["pca_inverse"] = compression.expand(codebook)
     rows = {name: reconstruction(table, guess, counts) for name, guess in rebuilt.items()}
@@ -42,44 +42,47 @@ def reconstruction_references(
 
 @torch.no_grad()
 def ce_references(encoded: Encoded, context: ObjectiveContext) -> pd.DataFrame:
-    """Cross-entropy in nats per token, for each set of tokens that an objective supervises: of the frozen model reading
-    the original embeddings, of the best constant distribution (their own frequencies), and of the uniform one."""
-    reading = {
+    """Return cross-entropies in nats per token, one row per set of supervised tokens.
+
+    Predictors: the frozen model that reads the original embeddings, the best constant distribution
+    (the tokens' own frequencies), and the uniform distribution.
+    """
+    objectives = {
         "answer": answer_ce,
         "prompt": option2_prompt_ce,
         "prompt, padding, answer": as_found,
     }
-    original, ids = Lookup(context.lm.embedding_table.float()), lookup_context(context)
-    batches = [
-        ExampleBatch([encoded.prompts[i] for i in batch], [encoded.answers[i] for i in batch])
-        for batch in by_length(encoded.prompts, context.config.eval_batch_size)
-    ]
+    config = context.config.replace(padding_layout="as_found")
+    ids = lookup_context(replace(context, config=config))
+    original = Lookup(context.lm.embedding_table.float())
+    examples = ExampleBatch(encoded.prompts, encoded.answers)
+    indices = by_length(encoded.prompts, config.eval_batch_size)
+    batches = [examples.select(batch) for batch in indices]
     rows = []
-    for tokens, objective in reading.items():
+    for tokens, objective in objectives.items():
         terms = [objective(original, batch, ids)["cross_entropy"] for batch in batches]
         supervised = sum(term.tokens for term in terms)
-        row = {
-            "tokens": tokens,
-            "original embeddings": sum(t.tokens * float(t.value) for t in terms) / supervised,
-        }
-        row |= {"own frequencies": entropy(frequencies(encoded, context, tokens))}
-        rows.append(row | {"uniform": math.log(len(ids.codebook)), "supervised": supervised})
-    return pd.DataFrame(rows)
+        ce = sum(term.tokens * float(term.value) for term in terms) / supervised
+        own = entropy(label_counts(encoded, context, tokens))
+        uniform = math.log(len(ids.codebook))
+        rows.append((tokens, ce, own, uniform, supervised))
+    columns = ["tokens", "original embeddings", "own frequencies", "uniform", "supervised"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def frequencies(encoded: Encoded, context: ObjectiveContext, tokens: str) -> np.ndarray:
-    """How often each vocabulary entry is a label, [V], for the sets of tokens that `ce_references` names."""
+def label_counts(encoded: Encoded, context: ObjectiveContext, tokens: str) -> np.ndarray:
+    """Return how often each token is a label, [V], in a set of tokens of `ce_references`."""
     V, config = len(context.codebook), context.config
     # The first token of a prompt is nobody's label.
     prompts = np.bincount([i for ids in encoded.prompts for i in ids[1:]], minlength=V)
     answers = np.bincount([i for ids in encoded.answers for i in ids], minlength=V)
     whole = prompts + answers
-    rows = config.max_prompt_tokens + config.max_answer_tokens - 1
-    whole[context.lm.pad_token] += len(encoded) * rows - whole.sum()
+    length = config.max_prompt_tokens + config.max_answer_tokens - 1
+    whole[context.lm.pad_token] += len(encoded) * length - whole.sum()
     return {"answer": answers, "prompt": prompts, "prompt, padding, answer": whole}[tokens]
 
 
 def entropy(counts: np.ndarray) -> float:
-    """In nats, of the distribution that the counts stand for."""
+    """Return the entropy in nats of the distribution that the counts stand for."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())

@@ -1,6 +1,6 @@
-"""Adapters of a study: trained, tested, written down, or taken from the committed records.
+"""The adapters of a study: trained, tested, recorded, or taken from the committed records.
 
-Notebooks and the commands of `sweep` call the same functions here and write the same records.
+Notebooks and sweeps call the same functions and write the same records.
 """
 
 import shutil
@@ -23,11 +23,10 @@ from stage1.training.loop import Progress, curve_table, train
 
 
 def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progress]:
-    """A new adapter, trained by the study's config and evaluated on its selection split.
+    """Train a new adapter by the study's config, with evaluations on the selection split.
 
-    Where `resumable`, it writes checkpoints to its folder and takes up the one it finds there.
-
-    Raises FrozenError if the language model changed.
+    With `resumable`, checkpoints go to the adapter's folder and an existing one is resumed. Raises
+    FrozenError if the language model changed.
     """
     adapter = new_adapter(study)
     checkpoint = store.adapter_folder(study.config) / "checkpoint.pt" if resumable else None
@@ -44,46 +43,45 @@ def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progre
 
 
 def selection_scores(study: Study, adapter: Adapter) -> dict[str, float]:
-    """Means on the selection split: F1 and EM of free-running answers, and the teacher-forced measures."""
-    if not len(study.encoded["selection"]):
+    """Return means on the selection split: F1, EM and teacher-forced measures."""
+    encoded = study.encoded["selection"]
+    if not len(encoded):
         return {}
     table = adapters.decode(adapter, study.codebook)
-    scored = evaluate(
-        study.lm, study.encoded["selection"], "selection", table, study.config, description=""
-    )
-    return {
-        name: float(scored[name].mean()) for name in ("f1", "em", "ended", *tables.TEACHER_FORCED)
-    }
+    scored = evaluate(study.lm, encoded, "selection", table, study.config, description="")
+    measures = ("f1", "em", "ended", *tables.TEACHER_FORCED)
+    return {name: float(scored[name].mean()) for name in measures}
 
 
 def test_adapter(study: Study, adapter: Adapter) -> tuple[pd.DataFrame, dict[str, float]]:
-    """The adapter's answers to the test questions, one row per example, and its reconstruction of their tokens."""
+    """Return the adapter's scored answers to the test questions and its reconstruction of them."""
     table = adapters.decode(adapter, study.codebook)
     scored = evaluate(study.lm, study.encoded["test"], study.config.objective, table, study.config)
     return scored, reconstruction(study.lm.embedding_table, table, study.test_counts())
 
 
 def test_untrained(study: Study) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
-    """Answers to the test questions under every condition that needs no training, the floors among them, and the
-    reconstruction of the prompt's tokens where a condition rebuilds them."""
+    """Return the scored test answers of every condition that needs no training, floors included.
+
+    The second result is the reconstruction of the prompt tokens, where a condition rebuilds them.
+    """
     lm, config, counts = study.lm, study.config, study.test_counts()
-    tables = study.untrained()
-    answers = [
-        evaluate(lm, study.encoded["test"], name, table, config) for name, table in tables.items()
-    ]
+    answers, rebuilt = [], {}
+    for name, table in study.untrained().items():
+        answers.append(evaluate(lm, study.encoded["test"], name, table, config))
+        if table is not None:
+            rebuilt[name] = reconstruction(lm.embedding_table, table, counts)
     answers.append(evaluate_floors(lm, data.rows(config, "test"), config))
-    rebuilt = {
-        n: reconstruction(lm.embedding_table, table, counts)
-        for n, table in tables.items()
-        if table is not None
-    }
     return pd.concat(answers), rebuilt
 
 
 def write_adapter(
     study: Study, adapter: Adapter, progress: Progress, scored: pd.DataFrame, rebuilt: dict
 ) -> Path:
-    """Save adapter, curves, answers and, last of all, the record that tells the run is done; returns its path."""
+    """Save adapter, curves and answers, then the record, and return the record's path.
+
+    The record comes last: a run that has one is complete.
+    """
     folder, config = store.adapter_folder(study.config), study.config
     curve = curve_table(progress)
     adapters.save(adapter, folder, config, study.lm)
@@ -98,9 +96,7 @@ def write_adapter(
         "learning_rate": float(curve["learning_rate"].max()),
         "steps": progress.step,
         "examples_seen": int(curve["examples"].sum()),
-        "tokens_supervised": {
-            name.removesuffix("_tokens"): int(curve[name].sum()) for name in tokens
-        },
+        "tokens_supervised": {n.removesuffix("_tokens"): int(curve[n].sum()) for n in tokens},
         "seconds": float(curve["seconds"].sum()),
         "selection": progress.selection[-1],
         "test": tables.summary(scored, ["condition"]).to_dict("records")[0],
@@ -112,17 +108,17 @@ def write_adapter(
 
 
 def obtain(study: Study) -> Path:
-    """The record of the study's adapter, in its folder: the committed one where it is of this very run, and otherwise
-    made now, training and test, in as many processes as the config asks for. An adapter that took a GPU is shown on any
-    machine."""
+    """Return the record of the study's adapter in its run folder.
+
+    A committed adapter of the same run is copied, so that one trained on a GPU is shown on any
+    machine. Otherwise the adapter is trained and tested now, in `config.processes` processes.
+    """
     committed, config = store.committed_adapter(study.config), study.config
     path = store.adapter_folder(config) / "record.json"
     if committed is not None:
         shutil.copytree(committed, path.parent, dirs_exist_ok=True)
     elif config.processes > 1:
-        path.unlink(
-            missing_ok=True
-        )  # of another version of the code: processes leave a finished run as it is
+        path.unlink(missing_ok=True)  # the processes would keep it, even from older code
         processes.launch(config)
     else:
         adapter, progress = train_adapter(study)
@@ -131,7 +127,10 @@ def obtain(study: Study) -> Path:
 
 
 def run(config: StudyConfig, study: Study | None = None) -> Path:
-    """Train and test one adapter, start to record; what has a record already is left as it is. Resumes a checkpoint."""
+    """Train and test one adapter and return its record; a run with a record is left as it is.
+
+    An interrupted run resumes from its checkpoint. A given study is used with this config.
+    """
     path = store.adapter_folder(config) / "record.json"
     if not path.exists():
         study = replace(study, config=config) if study else prepare(config)

@@ -1,13 +1,14 @@
-"""Grids of adapters on one machine, without notebooks: the runs behind a report that takes a GPU.
+"""Grids of adapters on one machine, without notebooks.
 
-    python -m stage1.study.sweep trials full OUT.csv --vary learning_rate 1.0e-3 3.0e-3 --vary seed 100
-    python -m stage1.study.sweep runs full OUT.csv --vary initialisation random pca_inverse --vary seed 0 1 2
+    python -m stage1.study.sweep trials full OUT.csv --vary learning_rate 1.0e-3 3.0e-3
+    python -m stage1.study.sweep runs full OUT.csv --vary ce_weight 0.1 10.0 --vary seed 0 1 2
     python -m stage1.study.sweep untrained full OUT.csv
 
-Every `--vary` multiplies the grid; without one for `objective`, all objectives are run. `trials` are judged on the
-selection split alone and serve to choose learning rates; `runs` are tested, keep their records in the run folders where
-the notebooks look for them, and leave the scores of every answer in OUT.parquet, what they share in OUT.json and any
-gradient readings in OUT.gradients.parquet; done ones are not run again.
+Every `--vary` multiplies the grid; without one for `objective`, the grid has all objectives.
+`trials` are scored on the selection split alone, to choose learning rates. `runs` are tested and
+keep their records in the run folders, where the notebooks look for them; finished ones are not
+repeated. Beside OUT.csv they leave the scores of every answer in OUT.parquet, shared settings and
+provenance in OUT.json, and readings of the terms' gradients, if any, in OUT.gradients.parquet.
 `untrained` scores the conditions that need no training.
 """
 
@@ -16,7 +17,7 @@ import itertools
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -42,146 +43,125 @@ PREPARED = ("data", "language model", "compression")
 """Groups of fields that a prepared study depends on; runs that differ in others share one."""
 
 ANSWER_COLUMNS = ["id", "title", "f1", "em", "ended", "tokens", "right_first", "right_later"]
-"""What a table of scores keeps of every answer."""
+"""Columns of every answer that a table of scores keeps."""
 
 
 @lru_cache(maxsize=2)
 def prepared(config: StudyConfig) -> Study:
-    """A process prepares data and language model once for all runs that differ in their training alone."""
     return prepare(config)
 
 
 def shared(config: StudyConfig) -> Study:
-    """The config's study, prepared already if an earlier run of this process has the same data and language model."""
-    torch.set_num_threads(
-        config.threads or 1
-    )  # one run per process, several processes on the machine
-    needed = {
-        name: getattr(config, name)
-        for name, option in options(config).items()
-        if option.group in PREPARED
-    }
-    return replace(prepared(StudyConfig().replace(**needed)), config=config)
+    """Return the config's study, prepared once per process for all runs on its data and model."""
+    torch.set_num_threads(config.threads or 1)  # several processes run on the machine
+    needed = [name for name, option in options(config).items() if option.group in PREPARED]
+    values = {name: getattr(config, name) for name in needed}
+    return replace(prepared(StudyConfig().replace(**values)), config=config)
 
 
 def recorded_fields(configs: Sequence[StudyConfig]) -> list[str]:
-    """Fields that a sweep writes as columns: those marked so, and every other one in which its configs differ."""
-    differ = {
-        name: len({getattr(config, name) for config in configs}) > 1
-        for name in options(StudyConfig)
-    }
-    return [
-        name for name, option in options(StudyConfig).items() if option.recorded or differ[name]
-    ]
+    """Return the fields that a sweep writes as columns: `recorded` ones and those that vary."""
+    fields = []
+    for name, option in options(StudyConfig).items():
+        if option.recorded or len({getattr(config, name) for config in configs}) > 1:
+            fields.append(name)
+    return fields
 
 
 def columns(config: StudyConfig, fields: Sequence[str]) -> dict:
-    """These fields of a config, with the learning rate that it takes."""
-    return {name: getattr(config, name) for name in fields} | {
-        "learning_rate": learning_rate(config)
-    }
+    """Return these fields of a config, with the learning rate that it takes."""
+    values = {name: getattr(config, name) for name in fields}
+    if config.batch_size == "auto":  # the rate is looked up for the batch size that is measured
+        return values | {"learning_rate": config.learning_rate}
+    return values | {"learning_rate": learning_rate(config)}
+
+
+def prefixed(prefix: str, values: Mapping) -> dict:
+    return {f"{prefix}_{name}": value for name, value in values.items() if name != "step"}
 
 
 def trial(config: StudyConfig, fields: Sequence[str]) -> dict:
-    """One row: the config's columns and the last scores on the selection split; a run that diverged scores zero."""
+    """Return one row: the columns and the final selection scores; zero F1 for a diverged run."""
     row = columns(config, fields)
     try:
         _, progress = runs.train_adapter(shared(config), resumable=False)
     except TrainingError as error:
         return row | {"selection_f1": 0.0, "diverged": str(error)}
-    row |= {
-        f"selection_{name}": value
-        for name, value in progress.selection[-1].items()
-        if name != "step"
-    }
-    return row | {"seconds": sum(step["seconds"] for step in progress.curve)}
+    seconds = sum(step["seconds"] for step in progress.curve)
+    return row | prefixed("selection", progress.selection[-1]) | {"seconds": seconds}
 
 
 def tested(config: StudyConfig, fields: Sequence[str]) -> dict:
-    """One row: the config's columns and the results of the run's record, made now unless it is there."""
+    """Return one row: the columns and the results of the run's record, made now if missing."""
     path = store.adapter_folder(config) / "record.json"
     try:
-        found = store.read_json(path if path.exists() else runs.run(config, shared(config)))[
-            "results"
-        ]
+        record = store.read_json(path if path.exists() else runs.run(config, shared(config)))
     except TrainingError as error:
         return columns(config, fields) | {"diverged": str(error)}
-    flat = {
-        f"selection_{name}": value for name, value in found["selection"].items() if name != "step"
-    }
-    flat |= {f"tokens_{name}": value for name, value in found["tokens_supervised"].items()}
-    flat |= {name: value for name, value in found.items() if not isinstance(value, dict)}
-    return columns(config, fields) | flat | found["test"] | found["reconstruction"]
+    results = record["results"]
+    row = columns(config, fields) | prefixed("selection", results["selection"])
+    row |= prefixed("tokens", results["tokens_supervised"])
+    row |= {name: value for name, value in results.items() if not isinstance(value, dict)}
+    return row | results["test"] | results["reconstruction"]
 
 
 def grid(preset: str, vary: dict[str, list]) -> list[StudyConfig]:
-    """Every combination of the varied fields on the preset; all of them checked before anything runs."""
+    """Return every combination of the varied fields on the preset, checked before anything runs."""
     vary = {"objective": list(OBJECTIVES)} | vary
     for field, values in vary.items():
         require(len(values) > 0, f"--vary {field}", values, "at least one value")
-    combinations = itertools.product(*vary.values())
-    configs = [
-        load_preset(preset).replace(**dict(zip(vary, values, strict=True)))
-        for values in combinations
-    ]
-    for config in configs:
-        find(config.objective)
+    base = load_preset(preset)
+    configs = []
+    for combination in itertools.product(*vary.values()):
+        configs.append(base.replace(**dict(zip(vary, combination, strict=True))))
+        find(configs[-1].objective)
     return configs
 
 
 def gathered(
     configs: Sequence[StudyConfig], name: str, kept: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """The tables of that name which the runs have left, with each run's columns, in types small enough to keep."""
+    """Concatenate the runs' tables of that name, measures in float32, with each run's columns."""
     fields, tables = recorded_fields(configs), []
     for config in configs:
         path = store.adapter_folder(config) / f"{name}.parquet"
-        if path.exists():  # not of a run that diverged, nor gradients of a single term
+        if path.exists():  # a diverged run has none, nor has a single term gradient readings
             table = store.read_table(path)
-            tables.append(table[list(kept or table)].assign(**columns(config, fields)))
-    if not tables:
-        return pd.DataFrame()
-    whole = pd.concat(tables, ignore_index=True)
-    floats = dict.fromkeys(whole.select_dtypes("float64").columns, "float32")
-    return whole.astype(
-        floats | dict.fromkeys(whole.select_dtypes(["object", "string"]).columns, "category")
-    )
+            table = table[list(kept or table)]
+            floats = dict.fromkeys(table.select_dtypes("float64").columns, "float32")
+            tables.append(table.astype(floats).assign(**columns(config, fields)))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def scores(configs: Sequence[StudyConfig]) -> pd.DataFrame:
-    """The scores of every answer of every run, without the answers themselves. Raises RecordError without any."""
+    """Return the scores of every answer of every run. Raises RecordError if all runs diverged."""
     table = gathered(configs, "answers", ANSWER_COLUMNS)
     if table.empty:
         raise store.RecordError("no run left answers: all of them diverged")
-    return table
+    return table.astype(dict.fromkeys(table.select_dtypes(["object", "string"]), "category"))
 
 
 def sweep(kind: str, configs: list[StudyConfig], table: Path, processes: int) -> None:
-    """Run the configs in a pool; the table is whole at every moment, and one failure does not stop the others."""
+    """Run the configs in a process pool and rewrite the whole table after each of them.
+
+    A failed run does not stop the others; RuntimeError is raised at the end.
+    """
     fields, rows, failures = recorded_fields(configs), [], []
     make = partial({"trials": trial, "runs": tested}[kind], fields=fields)
-    os.environ["TQDM_DISABLE"] = (
-        "1"  # in the processes of the pool: one bar for all of them is enough
-    )
+    order = [*(name for name in fields if name != "seed"), "seed"]
+    os.environ["TQDM_DISABLE"] = "1"  # in the pool: one bar for all runs is enough
+    bar = {"total": len(configs), "desc": kind, "file": sys.stdout, "mininterval": 5}
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(make, config) for config in configs]
-        for done in tqdm(
-            as_completed(futures), total=len(futures), desc=kind, file=sys.stdout, mininterval=5
-        ):
+        for done in tqdm(as_completed(futures), **bar):
             if done.exception():
                 failures.append(done.exception())
                 continue
             rows.append(done.result())
-            ordered = pd.DataFrame(rows).sort_values(
-                [*(name for name in fields if name != "seed"), "seed"]
-            )
-            store.write_atomically(
-                table, lambda path, ordered=ordered: ordered.to_csv(path, index=False)
-            )
+            write_csv(table, pd.DataFrame(rows).sort_values(order))
     if failures:
-        raise RuntimeError(
-            f"{len(failures)} of {len(configs)} runs failed; the first: {failures[0]}"
-        ) from failures[0]
+        message = f"{len(failures)} of {len(configs)} runs failed; the first: {failures[0]}"
+        raise RuntimeError(message) from failures[0]
     if kind == "runs":
         store.write_table(table.with_suffix(".parquet"), scores(configs))
         store.write_json(table.with_suffix(".json"), origins(configs))
@@ -190,21 +170,24 @@ def sweep(kind: str, configs: list[StudyConfig], table: Path, processes: int) ->
             store.write_table(table.with_suffix(".gradients.parquet"), readings)
 
 
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    store.write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
 def origins(configs: list[StudyConfig]) -> dict:
-    """Where the runs come from: the fields they share, and the distinct provenances of their records."""
+    """Return the fields that all runs share and the distinct provenances of their records."""
     paths = [store.adapter_folder(config) / "record.json" for config in configs]
-    found = [store.read_json(path) for path in paths if path.exists()]
-    first, seen = found[0]["config"], [record["provenance"] for record in found]
-    shared = {
+    records = [store.read_json(path) for path in paths if path.exists()]
+    common = {
         name: value
-        for name, value in first.items()
-        if all(one["config"].get(name) == value for one in found)
+        for name, value in records[0]["config"].items()
+        if all(record["config"].get(name) == value for record in records)
     }
-    return {
-        "runs": len(found),
-        "config": shared,
-        "provenance": [p for i, p in enumerate(seen) if p not in seen[:i]],
-    }
+    provenances = []
+    for record in records:
+        if record["provenance"] not in provenances:
+            provenances.append(record["provenance"])
+    return {"runs": len(records), "config": common, "provenance": provenances}
 
 
 def main() -> None:
@@ -221,8 +204,8 @@ def main() -> None:
     given = parser.parse_args()
     vary = {field: [yaml.safe_load(value) for value in values] for field, *values in given.vary}
     if given.kind == "untrained":
-        table = condition_table(*runs.test_untrained(prepare(load_preset(given.preset))))
-        store.write_atomically(given.table, lambda path: table.to_csv(path, index=False))
+        study = prepare(load_preset(given.preset))
+        write_csv(given.table, condition_table(*runs.test_untrained(study)))
     else:
         sweep(given.kind, grid(given.preset, vary), given.table, given.processes)
 

@@ -1,4 +1,4 @@
-"""One of the processes that train an adapter together; `machine.processes.launch` starts it.
+"""One process of a distributed training; `machine.processes.launch` starts it.
 
 python -m torch.distributed.run --nproc-per-node=2 -m stage1.study.worker '{"objective": "distill"}'
 """
@@ -16,7 +16,7 @@ from stage1.study.runs import run
 
 
 def main() -> None:
-    """One of the processes that `processes.start` starts. A second training of the same adapter waits for the first."""
+    """Train and test the adapter; a second training of the same adapter waits for the first."""
     config = StudyConfig(**json.loads(sys.argv[1]))
     processes.end_with_parents()
     folder = store.adapter_folder(config)

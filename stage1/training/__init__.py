@@ -1,4 +1,4 @@
-"""Training one adapter: batches, the loop, balancing of terms, readings of gradients, memory."""
+"""Training one adapter: batches, the loop, balancing of terms, gradient readings, memory."""
 
 from stage1.training.loop import Progress, curve_table, train
 from stage1.training.microbatches import TrainingError

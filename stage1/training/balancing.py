@@ -1,4 +1,4 @@
-"""Weights of several terms against each other, by two published rules that replace fixed weights."""
+"""Weights of several terms against each other, by two published rules instead of fixed weights."""
 
 import torch
 from torch import nn
@@ -9,20 +9,22 @@ from stage1.training.gradients import Vectors
 
 
 def equal_norms(terms: Terms, gradients: Vectors) -> Terms:
-    """Weights that give every term a gradient of the same norm and sum to the number of terms.
+    """Weight the terms for gradients of the same norm; the weights sum to the number of terms.
 
-    GradNorm (Chen et al., 2018) steers towards them with alpha = 0; here they are set directly at each step.
+    GradNorm (Chen et al., 2018) steers towards these weights with alpha = 0; here they are set
+    directly at each step.
     """
-    inverse = {
-        name: 1 / max(float(gradient.norm()), 1.0e-12) for name, gradient in gradients.items()
-    }
+    inverse = {name: 1 / max(float(g.norm()), 1.0e-12) for name, g in gradients.items()}
     unit = len(inverse) / sum(inverse.values())
     return {name: term._replace(weight=unit * inverse[name]) for name, term in terms.items()}
 
 
 class Uncertainty(nn.Module):
-    """Weights learned with the adapter, from one log variance s per term (Kendall et al., 2018, equations 7 and 10):
-    exp(-s) / 2 for a squared error, exp(-s) for a likelihood, and s / 2 added to the loss."""
+    """Learned weights from one log variance s per term (Kendall et al., 2018, eq. 7 and 10).
+
+    The weight is exp(-s) / 2 for a squared error and exp(-s) for a cross-entropy; s / 2 is added to
+    the loss.
+    """
 
     def __init__(self):
         super().__init__()
@@ -31,19 +33,18 @@ class Uncertainty(nn.Module):
         )
 
     def forward(self, terms: Terms) -> Terms:
-        s = self.log_variance
-        factors = {name: names.TERMS[name].uncertainty_factor for name in terms}
-        weighted = {
-            name: term._replace(weight=factors[name] * (-s[name]).exp())
-            for name, term in terms.items()
-        }
+        """Return the weighted terms, with the sum of s / 2 as another term, `log_variance`."""
+        s, weighted = self.log_variance, {}
+        for name, term in terms.items():
+            factor = names.TERMS[name].uncertainty_factor
+            weighted[name] = term._replace(weight=factor * (-s[name]).exp())
         return weighted | {"log_variance": Term(sum(s[name] for name in terms) / 2, 0)}
 
 
 def balanced(rule: str, uncertainty: Uncertainty, terms: Terms, gradients: Vectors) -> Terms:
-    """The terms with the weights that the rule (`StudyConfig.balancing`) gives them.
+    """Return the terms with the weights of the rule (`StudyConfig.balancing`).
 
-    Learned log variances get their gradients here: the adapter's are assigned from the terms'.
+    Also sets the gradients of learned log variances, which are no part of the adapter's.
     """
     if len(terms) > 1 and rule == "equal_gradient_norms":
         return equal_norms(terms, gradients)
@@ -51,7 +52,7 @@ def balanced(rule: str, uncertainty: Uncertainty, terms: Terms, gradients: Vecto
         weighted = uncertainty(terms)
         total(weighted).backward()
         return {
-            n: t._replace(weight=float(torch.as_tensor(t.weight).detach()))
-            for n, t in weighted.items()
+            name: term._replace(weight=float(torch.as_tensor(term.weight).detach()))
+            for name, term in weighted.items()
         }
     return terms

@@ -1,7 +1,7 @@
 """What each training step reads, and how it is split among processes and microbatches.
 
-A batch depends on the config and the step alone, so every process can make it for itself, and an interrupted training
-goes on with the batch it would have read.
+A batch depends on the config and the step alone: every process builds it by itself, and an
+interrupted training resumes with the batch it would have read.
 """
 
 import math
@@ -14,27 +14,29 @@ from jaxtyping import Float64, Int64
 
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
-from stage1.objectives import ExampleBatch, TokenCounts
+from stage1.objectives import Batch, ExampleBatch, TokenCounts, reads_tokens
 
 
 def steps_per_epoch(config: StudyConfig, examples: int) -> int:
+    """Return the number of batches, the last one possibly smaller; the batch size is resolved."""
+    assert config.batch_size != "auto"
     return math.ceil(examples / config.batch_size)
 
 
 def examples_at(config: StudyConfig, encoded: Encoded, step: int) -> ExampleBatch:
-    """The batch of one step: the epoch's examples in an order of their own, the last batch what is left of them."""
-    epoch, place = divmod(step, steps_per_epoch(config, len(encoded)))
+    """Return the batch of one step; every epoch shuffles the examples anew."""
+    assert config.batch_size != "auto"
+    epoch, index = divmod(step, steps_per_epoch(config, len(encoded)))
     order = np.random.default_rng([config.seed, epoch]).permutation(len(encoded))
-    chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
+    chosen = order[index * config.batch_size : (index + 1) * config.batch_size]
     gold = round(config.gold_fraction * len(chosen))
-    keeps_gold = [place < gold for place in range(len(chosen))]
-    return ExampleBatch(
-        [encoded.prompts[i] for i in chosen], [encoded.answers[i] for i in chosen], keeps_gold
-    )
+    keeps_gold = [i < gold for i in range(len(chosen))]
+    prompts = [encoded.prompts[i] for i in chosen]
+    return ExampleBatch(prompts, [encoded.answers[i] for i in chosen], keeps_gold)
 
 
 class TokenDistribution(NamedTuple):
-    """The tokens that occur in the training prompts, so that a draw costs what they cost, not what the vocabulary does."""
+    """The tokens of the training prompts; a draw costs their number, not the vocabulary's."""
 
     ids: Int64[np.ndarray, " N"]
     shares: Float64[np.ndarray, " N"]
@@ -48,38 +50,56 @@ def token_distribution(counts: Int64[np.ndarray, " V"]) -> TokenDistribution:
 
 
 def tokens_at(
-    config: StudyConfig, known: TokenDistribution, tokens: int, step: int, device: torch.device
+    config: StudyConfig,
+    distribution: TokenDistribution,
+    tokens: int,
+    step: int,
+    device: torch.device,
 ) -> TokenCounts:
-    """As many prompt tokens as a batch of examples has on average, drawn by their counts in the training prompts."""
-    drawn = np.random.default_rng([config.seed, step]).multinomial(tokens, known.shares)
-    places = drawn.nonzero()[0]
-    return TokenCounts(
-        torch.from_numpy(known.ids[places]).to(device), torch.from_numpy(drawn[places]).to(device)
-    )
+    """Draw the prompt tokens of one step by their counts in the training prompts."""
+    rng = np.random.default_rng([config.seed, step])
+    drawn = rng.multinomial(tokens, distribution.shares)
+    occurring = drawn.nonzero()[0]
+    ids, counts = distribution.ids[occurring], drawn[occurring]
+    return TokenCounts(torch.from_numpy(ids).to(device), torch.from_numpy(counts).to(device))
 
 
-def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
-    """Places of the lengths in that many hands: longest first, there and back again, so that hands differ by at most
-    one in number and little in sum. Together they hold every place once, each hand in ascending order."""
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    turns = [*range(hands), *reversed(range(hands))]
-    return [
-        sorted(order[i] for i in range(len(order)) if turns[i % (2 * hands)] == hand)
-        for hand in range(hands)
-    ]
+def batch_at(
+    config: StudyConfig,
+    encoded: Encoded,
+    distribution: TokenDistribution,
+    step: int,
+    device: torch.device,
+) -> tuple[Batch, int]:
+    """Return what the config's objective reads at one step, and the examples that stands for."""
+    examples = examples_at(config, encoded, step)
+    if not reads_tokens(config.objective):
+        return examples, len(examples)
+    # As many tokens as that many examples have on average.
+    tokens = round(len(examples) * distribution.total / len(encoded))
+    return tokens_at(config, distribution, tokens, step, device), len(examples)
 
 
-def split(batch: ExampleBatch | TokenCounts, parts: int) -> list[ExampleBatch | TokenCounts]:
-    """The batch in that many parts of similar size, which together are the batch; fewer where it is too small."""
+def partition(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Partition the indices of the lengths into parts of about equal size and total length.
+
+    Dealt longest first in snake order, so that sizes differ by at most one. Each part ascends.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    snake = [*range(parts), *reversed(range(parts))]
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    for turn, index in enumerate(longest_first):
+        dealt[snake[turn % (2 * parts)]].append(index)
+    return [sorted(part) for part in dealt]
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """Split the batch into parts of similar size; fewer where it is too small."""
     if parts == 1:
         return [batch]
     if isinstance(batch, TokenCounts):
-        return [
-            TokenCounts(batch.ids[part::parts], batch.counts[part::parts])
-            for part in range(min(parts, len(batch.ids)))
-        ]
-    lengths = [
-        len(prompt) + len(answer)
-        for prompt, answer in zip(batch.prompts, batch.answers, strict=True)
-    ]
-    return [batch.select(hand) for hand in deal(lengths, parts) if hand]
+        starts = range(min(parts, len(batch)))
+        return [TokenCounts(batch.ids[i::parts], batch.counts[i::parts]) for i in starts]
+    pairs = zip(batch.prompts, batch.answers, strict=True)
+    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+    return [batch.select(part) for part in partition(lengths, parts) if part]

@@ -1,7 +1,7 @@
 """The training loop: one adapter, one objective; every step recorded, every training resumable.
 
-What step n does depends on the config and n alone (its batch and its random numbers are seeded by both). So a checkpoint
-needs no random state, and an interrupted training ends where an uninterrupted one does, bit for bit on the CPU.
+Step n depends on the config and n alone, which seed its batch and its random numbers. A checkpoint
+needs no random state, and resuming changes no bit of the result on the CPU.
 """
 
 import math
@@ -25,24 +25,10 @@ from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.fields import require
 from stage1.machine import processes
-from stage1.objectives import (
-    ExampleBatch,
-    Objective,
-    ObjectiveContext,
-    Terms,
-    TokenCounts,
-    find,
-    reads_tokens,
-)
+from stage1.objectives import Batch, Objective, ObjectiveContext, Terms, find, reads_tokens
+from stage1.training import batches
 from stage1.training.balancing import Uncertainty, balanced
-from stage1.training.batches import (
-    TokenDistribution,
-    examples_at,
-    steps_per_epoch,
-    token_distribution,
-    tokens_at,
-)
-from stage1.training.gradients import TermMoments, assign_gradient
+from stage1.training.gradients import TermMoments, assign_gradient, vector_sum
 from stage1.training.microbatches import TrainingError, gradients_at_parameters
 from stage1.training.observer import GradientObserver, is_due
 
@@ -52,15 +38,16 @@ SelectionScores = Callable[[Adapter], dict]
 
 @dataclass
 class Progress:
-    """What a training has come to: what a checkpoint holds, and what it leaves at the end."""
+    """What a training has recorded so far."""
 
     step: int
     curve: list[dict]
-    """One row per step: the terms unweighted and weighted, gradient norm, learning rate, seconds, examples, tokens."""
+    """One row per step: terms unweighted and weighted, gradient norm, learning rate, seconds,
+    examples, tokens."""
     selection: list[dict]
-    """One row per evaluation on the selection split: `step` and whatever was measured."""
+    """One row per evaluation on the selection split: `step` and its scores."""
     gradients: list[dict]
-    """One row per term and reading of the terms' gradients: `step` and what `gradients.readings` says."""
+    """One row per term and gradient reading: `step` and the columns of `gradients.readings`."""
 
 
 @dataclass
@@ -76,7 +63,7 @@ class Loop:
     observer: GradientObserver
     progress: Progress
     microbatch_size: int | None
-    """Examples that a process passes through the language model at a time; None: all that it has."""
+    """Examples per pass through the language model in each process; None: its whole part."""
 
     @property
     def config(self) -> StudyConfig:
@@ -84,7 +71,7 @@ class Loop:
 
     @property
     def state(self) -> dict:
-        """The parts with a state of their own, which a checkpoint keeps."""
+        """The parts whose state a checkpoint holds."""
         return {
             "adapter": self.adapter,
             "optimizer": self.optimizer,
@@ -94,17 +81,20 @@ class Loop:
         }
 
 
-def take_step(loop: Loop, batch: ExampleBatch | TokenCounts) -> dict:
-    """One optimizer step; returns its row of the curve. Raises TrainingError before a bad gradient is applied."""
+def take_step(loop: Loop, batch: Batch) -> dict:
+    """Take one optimizer step and return its row of the curve.
+
+    Raises TrainingError before a bad gradient is applied.
+    """
     config, parameters = loop.config, list(loop.adapter.parameters())
     loop.optimizer.zero_grad()
     terms, gradients = gradients_at_parameters(loop, batch)
     terms = balanced(config.balancing, loop.uncertainty, terms, gradients)
     weighted = {name: terms[name].weight * gradient for name, gradient in gradients.items()}
-    assign_gradient(sum(weighted.values()), parameters)
+    assign_gradient(vector_sum(list(weighted.values())), parameters)
     norm = clip_grad_norm_(parameters, config.max_grad_norm)
-    values = read_values(terms, norm)
-    check_terms(values, loop.progress.curve, loop.progress.step)
+    values = to_numbers(terms, norm)
+    check_values(values, loop.progress.curve, loop.progress.step)
     rate = loop.schedule.get_last_lr()[0]
     loop.observer.before_step(loop, batch, terms)
     loop.optimizer.step()
@@ -113,27 +103,25 @@ def take_step(loop: Loop, batch: ExampleBatch | TokenCounts) -> dict:
     return curve_row(terms, values) | {"step": loop.progress.step, "learning_rate": rate}
 
 
-def read_values(terms: Terms, norm: torch.Tensor) -> dict[str, float]:
-    """The terms' values and the gradient norm as numbers, in one transfer from the device."""
-    values = [term.value.detach() for term in terms.values()]
-    return dict(
-        zip([*terms, "gradient_norm"], torch.stack([*values, norm.detach()]).tolist(), strict=True)
-    )
+def to_numbers(terms: Terms, norm: torch.Tensor) -> dict[str, float]:
+    """Return the terms' values and the gradient norm, in one transfer from the device."""
+    values = torch.stack([*(term.value.detach() for term in terms.values()), norm.detach()])
+    return dict(zip([*terms, "gradient_norm"], values.tolist(), strict=True))
 
 
-def check_terms(terms: dict[str, float], curve: list[dict], step: int) -> None:
-    """Raise TrainingError for a term that is no finite number or has exploded since the first step."""
-    for name, value in terms.items():
+def check_values(values: dict[str, float], curve: list[dict], step: int) -> None:
+    """Raise TrainingError for a value that is not finite or has exploded since the first step."""
+    for name, value in values.items():
         first = curve[0][name] if curve else value
         if not math.isfinite(value) or (curve and value > EXPLODED * max(1.0, first)):
             raise TrainingError(
-                f"step {step}: {name}={value:.4g} (first step {first:.4g}); expected a finite number below "
-                f"{EXPLODED:g} times its first value; try a lower learning_rate"
+                f"step {step}: {name}={value:.4g} (first step {first:.4g}); expected a finite "
+                f"number below {EXPLODED:g} times its first value; try a lower learning_rate"
             )
 
 
 def curve_row(terms: Terms, values: dict[str, float]) -> dict:
-    """Terms unweighted, weighted (`_weighted`), their supervised tokens (`_tokens`), the loss and the gradient norm."""
+    """Return the values, terms weighted (`_weighted`), supervised tokens (`_tokens`), the loss."""
     weighted = {f"{name}_weighted": term.weight * values[name] for name, term in terms.items()}
     supervised = {f"{name}_tokens": term.tokens for name, term in terms.items()}
     return values | weighted | supervised | {"loss": sum(weighted.values())}
@@ -146,9 +134,9 @@ def set_up(
     checkpoint: Path | None,
     objective: Objective | None = None,
 ) -> Loop:
-    """Optimizer and schedule, with the checkpoint's state where there is one. The objective is the config's, unless a
-    function is given."""
+    """Return a loop in the checkpoint's state, if any; `objective` replaces the config's."""
     config, device = context.config, context.lm.device
+    assert config.learning_rate is not None
     optimizer = torch.optim.AdamW(
         adapter.parameters(),
         lr=config.learning_rate,
@@ -158,12 +146,18 @@ def set_up(
     uncertainty = Uncertainty().to(device)
     if config.balancing == "uncertainty":
         optimizer.add_param_group({"params": list(uncertainty.parameters()), "weight_decay": 0.0})
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
-    observer = GradientObserver(TermMoments(optimizer, list(adapter.parameters())))
-    # Microbatches spare the language model's memory; counts of tokens do not pass through it.
-    size = None if reads_tokens(config.objective) else config.micro_batch_size
-    parts = (adapter, optimizer, schedule, uncertainty, observer, Progress(0, [], [], []), size)
-    loop = Loop(context, objective or find(config.objective), *parts)
+    loop = Loop(
+        context,
+        objective or find(config.objective),
+        adapter,
+        optimizer,
+        get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps),
+        uncertainty,
+        GradientObserver(TermMoments(optimizer, list(adapter.parameters()))),
+        Progress(step=0, curve=[], selection=[], gradients=[]),
+        # Microbatches save the language model's memory, which token counts do not need.
+        None if reads_tokens(config.objective) else config.micro_batch_size,
+    )
     if checkpoint is not None and checkpoint.exists():
         resume(checkpoint, loop)
     return loop
@@ -178,34 +172,27 @@ def train(
     checkpoint: Path | None = None,
     objective: Objective | None = None,
 ) -> Progress:
-    """Train the adapter in place by the config's objective (or the given function) and learning rate, which must be set.
+    """Train the adapter in place, by the config's objective or the given function.
 
-    `counts` are the training prompts' token counts. `selection_scores` measures the adapter on the selection split before
-    the first step, every `selection_every` steps and after the last. With a checkpoint path the state is saved there
-    every `checkpoint_every` steps, and taken up again. Raises TrainingError for a loss that is no number or explodes,
-    RecordError for a checkpoint of another config, and ValueError without training examples.
+    `counts` are the training prompts' token counts; the config's learning rate must be set.
+    `selection_scores` evaluates the adapter on the selection split before the first step, every
+    `selection_every` steps and after the last. With a checkpoint path, the state is saved there
+    every `checkpoint_every` steps and resumed from. Raises TrainingError for a loss that is not
+    finite or explodes, RecordError for a checkpoint of another config, and ValueError without
+    training examples.
     """
-    config = context.config
-    require(
-        len(encoded) > 0, "train_examples", len(encoded), "at least one whose answer is not cut"
-    )
-    steps = config.epochs * steps_per_epoch(config, len(encoded))
-    loop, distribution = (
-        set_up(adapter, context, steps, checkpoint, objective),
-        token_distribution(counts),
-    )
-    progress, is_first = loop.progress, processes.rank() == 0
+    config, allowed = context.config, "at least one whose answer is not cut"
+    require(len(encoded) > 0, "train_examples", len(encoded), allowed)
+    steps = config.epochs * batches.steps_per_epoch(config, len(encoded))
+    loop = set_up(adapter, context, steps, checkpoint, objective)
+    distribution = batches.token_distribution(counts)
+    progress, is_first, device = loop.progress, processes.rank() == 0, context.lm.device
     if not progress.selection:
         progress.selection.append({"step": 0} | selection_scores(adapter))
-    bar = {
-        "desc": config.objective,
-        "initial": progress.step,
-        "total": steps,
-        "disable": not is_first,
-    }
-    for step in tqdm(range(progress.step, steps), file=sys.stdout, **bar):
+    bar = {"desc": config.objective, "initial": progress.step, "total": steps}
+    for step in tqdm(range(progress.step, steps), file=sys.stdout, disable=not is_first, **bar):
         begin = time.perf_counter()
-        batch, examples = batch_at(loop, encoded, distribution, step)
+        batch, examples = batches.batch_at(config, encoded, distribution, step, device)
         row = take_step(loop, batch)
         progress.curve.append(row | {"examples": examples, "seconds": time.perf_counter() - begin})
         progress.step = step + 1
@@ -216,17 +203,6 @@ def train(
     return progress
 
 
-def batch_at(
-    loop: Loop, encoded: Encoded, distribution: TokenDistribution, step: int
-) -> tuple[ExampleBatch | TokenCounts, int]:
-    """What the step reads, and the number of examples that it stands for."""
-    examples = examples_at(loop.config, encoded, step)
-    if not reads_tokens(loop.config.objective):
-        return examples, len(examples)
-    tokens = round(len(examples) * distribution.total / len(encoded))
-    return tokens_at(loop.config, distribution, tokens, step, loop.context.lm.device), len(examples)
-
-
 def save(checkpoint: Path, loop: Loop) -> None:
     state = {name: part.state_dict() for name, part in loop.state.items()}
     state |= {"progress": vars(loop.progress), "config": store.identity(loop.config)}
@@ -234,7 +210,7 @@ def save(checkpoint: Path, loop: Loop) -> None:
 
 
 def resume(checkpoint: Path, loop: Loop) -> None:
-    """Put the checkpoint's state into the loop.
+    """Load the checkpoint's state into the loop.
 
     Raises RecordError for a file that cannot be read or is no checkpoint of this config.
     """
@@ -254,8 +230,8 @@ def resume(checkpoint: Path, loop: Loop) -> None:
 
 
 def curve_table(progress: Progress) -> pd.DataFrame:
-    """The curve with running totals: examples seen and seconds since the start."""
-    table = pd.DataFrame(progress.curve)
-    return table.assign(
-        examples_seen=table["examples"].cumsum(), seconds_total=table["seconds"].cumsum()
-    )
+    """Return the curve with running totals: examples seen, and seconds since the start."""
+    curve = pd.DataFrame(progress.curve)
+    curve["examples_seen"] = curve["examples"].cumsum()
+    curve["seconds_total"] = curve["seconds"].cumsum()
+    return curve

@@ -32,7 +32,7 @@ def rows():
     return almanac.table(100).to_pylist()
 
 
-# ---------------------------------------------------------------- what a prompt and an answer are
+# ---------------------------------------------------------------- prompts and answers
 
 
 def test_plain_and_chat_prompts_are_the_same_to_the_shipped_tokenizer(rows, tokenizer):
@@ -56,10 +56,8 @@ def test_a_prompt_begins_with_the_begin_token_and_an_answer_ends_with_the_end_to
 def test_prompt_and_answer_read_as_the_example(rows, tokenizer):
     encoded = encode(rows, tokenizer, CONFIG)
     for row, prompt, answer in zip(rows, encoded.prompts, encoded.answers, strict=True):
-        assert (
-            tokenizer.decode(prompt[1:])
-            == f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
-        )
+        text = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
+        assert tokenizer.decode(prompt[1:]) == text
         assert tokenizer.decode(answer[:-1]) == f" {row['answers']['text'][0]}"
 
 
@@ -83,17 +81,12 @@ def test_an_answer_ends_with_one_end_token_whatever_the_template_writes_after_it
     rows, tokenizer, ending
 ):
     prompt = "{{ bos_token + messages[0]['content'] + '\\nAnswer:' }}"
-    answer = (
-        "{% if not add_generation_prompt %}{{ ' ' + messages[1]['content'] + "
-        + ending
-        + " }}{% endif %}"
-    )
-    chatty, config = (
-        with_template(tokenizer, prompt + answer),
-        CONFIG.replace(prompt_template="chat"),
-    )
+    answer = f"{{{{ ' ' + messages[1]['content'] + {ending} }}}}"
+    template = f"{prompt}{{% if not add_generation_prompt %}}{answer}{{% endif %}}"
+    chatty = with_template(tokenizer, template)
     assert render(chatty, "chat", "c", "q", "a")[1] != " a<eos>"
-    assert encode(rows, chatty, config) == encode(rows, tokenizer, CONFIG)
+    chat = CONFIG.replace(prompt_template="chat")
+    assert encode(rows, chatty, chat) == encode(rows, tokenizer, CONFIG)
 
 
 def test_the_chat_template_needs_a_tokenizer_that_has_one(tokenizer):
@@ -134,7 +127,7 @@ def test_a_long_prompt_loses_the_end_of_its_context_and_nothing_else(tokenizer, 
         assert context.startswith(kept) and kept != context
 
 
-def test_a_prompt_of_just_the_budget_keeps_all_its_context(rows, tokenizer):
+def test_a_prompt_of_exactly_the_budget_keeps_all_its_context(rows, tokenizer):
     (whole,) = encode(rows[:1], tokenizer, CONFIG).prompts
     for spare, shortened in [(0, 0), (-1, 1)]:
         encoded = encode(rows[:1], tokenizer, CONFIG.replace(max_prompt_tokens=len(whole) + spare))
@@ -149,52 +142,35 @@ def test_no_text_breaks_the_budget(tokenizer, context, budget):
     assert tokenizer.decode(encoded.prompts[0]).endswith("\nQuestion: What?\nAnswer:")
 
 
-def test_a_budget_below_the_question_is_refused_with_the_length_needed(tokenizer):
-    question = "Which town " + "far " * 60 + "away?"
+def test_a_budget_too_small_for_the_question_is_refused_with_the_length_needed(tokenizer):
+    examples = [row("Some context.", "Which town " + "far " * 60 + "away?")]
     with pytest.raises(ValueError, match="max_prompt_tokens=20") as raised:
-        encode([row("Some context.", question)], tokenizer, CONFIG.replace(max_prompt_tokens=20))
+        encode(examples, tokenizer, CONFIG.replace(max_prompt_tokens=20))
     needed = int(re.search(r"at least (\d+)", str(raised.value)).group(1))
-    (prompt,) = encode(
-        [row("Some context.", question)], tokenizer, CONFIG.replace(max_prompt_tokens=needed)
-    ).prompts
+    (prompt,) = encode(examples, tokenizer, CONFIG.replace(max_prompt_tokens=needed)).prompts
     assert len(prompt) == needed
     with pytest.raises(ValueError):
-        encode(
-            [row("Some context.", question)],
-            tokenizer,
-            CONFIG.replace(max_prompt_tokens=needed - 1),
-        )
+        encode(examples, tokenizer, CONFIG.replace(max_prompt_tokens=needed - 1))
 
 
-def test_a_training_example_is_dropped_where_its_answer_is_cut(tokenizer):
+def test_a_training_example_is_dropped_if_its_answer_is_cut(tokenizer):
     context = LONG["almanac"]
-    early, late = context[:10], context[-10:]
-    examples = [
-        row(context, answer=early, start=0),
-        row(context, answer=late, start=len(context) - 10),
-    ]
-    training, reporting = (
-        encode(examples, tokenizer, CONFIG, training) for training in (True, False)
-    )
-    assert training.golds == [[early]] and (training.dropped, training.shortened) == (1, 2)
-    assert reporting.golds == [[early], [late]] and (reporting.dropped, reporting.shortened) == (
-        0,
-        2,
-    )
+    early, late = row(context, answer=context[:10]), row(context, answer=context[-10:])
+    training = encode([early, late], tokenizer, CONFIG, training=True)
+    assert training.golds == [[context[:10]]]
+    assert (training.dropped, training.shortened) == (1, 2)
+    testing = encode([early, late], tokenizer, CONFIG)
+    assert testing.golds == [[context[:10]], [context[-10:]]]
+    assert (testing.dropped, testing.shortened) == (0, 2)
 
 
-def test_an_answer_is_kept_exactly_as_long_as_its_last_character_is(tokenizer):
+def test_an_answer_is_kept_exactly_if_its_last_character_is(tokenizer):
     context, config = LONG["almanac"], CONFIG.replace(max_prompt_tokens=60)
     (prompt,) = encode([row(context)], tokenizer, config).prompts
     kept = tokenizer.decode(prompt[1:]).split("\nQuestion:")[0].removeprefix("Context: ")
     for end, dropped in [(len(kept), 0), (len(kept) + 1, 1)]:
-        answer = context[end - 8 : end]
-        assert (
-            encode(
-                [row(context, answer=answer, start=end - 8)], tokenizer, config, training=True
-            ).dropped
-            == dropped
-        )
+        example = row(context, answer=context[end - 8 : end], start=end - 8)
+        assert encode([example], tokenizer, config, training=True).dropped == dropped
 
 
 def test_a_training_answer_over_its_budget_is_dropped(tokenizer):
@@ -203,22 +179,20 @@ def test_a_training_answer_over_its_budget_is_dropped(tokenizer):
     (short, long) = encode(examples, tokenizer, CONFIG).answers
     assert len(short) < len(long)
     for budget, kept in [(len(long), 2), (len(long) - 1, 1), (len(short) - 1, 0)]:
-        encoded = encode(
-            examples, tokenizer, CONFIG.replace(max_answer_tokens=budget), training=True
-        )
+        config = CONFIG.replace(max_answer_tokens=budget)
+        encoded = encode(examples, tokenizer, config, training=True)
         assert (len(encoded), encoded.dropped) == (kept, 2 - kept)
 
 
+@pytest.mark.slow
 def test_real_squad_prompts_fit_their_budget(squad_sample, tokenizer):
     examples = data.read_squad_json(squad_sample).slice(0, 1_000).to_pylist()
     config = CONFIG.replace(max_prompt_tokens=200)
     encoded = encode(examples, tokenizer, config, training=True)
     assert encoded.shortened > 100 and encoded.dropped > 10
     assert len(encoded) == 1_000 - encoded.dropped
-    assert (
-        max(map(len, encoded.prompts)) <= 200
-        and max(map(len, encoded.answers)) <= config.max_answer_tokens
-    )
+    assert max(map(len, encoded.prompts)) <= 200
+    assert max(map(len, encoded.answers)) <= config.max_answer_tokens
     for prompt, golds in zip(encoded.prompts, encoded.golds, strict=True):
         assert golds[0] in tokenizer.decode(prompt)
 

@@ -1,57 +1,44 @@
-"""What a run will cost: rates that fit their own numbers, and a measurement that leaves the training as it was."""
+"""Cost estimates: rates that agree with each other, and a training that they do not disturb."""
 
 import re
 
 import pandas as pd
 import pytest
 
-from stage1 import store
-from stage1.study import cost, study
+from stage1 import store, study
+from stage1.study import cost
 
 
-@pytest.fixture
-def prepared(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setenv("STAGE1_RUNS", str(tmp_path))
-    return study.prepare(tiny_config.replace(train_examples=48, selection_examples=4))
+def number(pattern: str, text: str) -> float:
+    return float(re.search(pattern, text)[1].replace(",", ""))
 
 
 def test_the_sentence_names_device_rates_and_the_whole_budget(prepared):
-    told = cost.training(prepared)
-    examples, tokens, steps = (
-        float(re.search(pattern, told)[1].replace(",", ""))
-        for pattern in (
-            r"([\d,.]+) examples/s",
-            r"([\d,.]+) tokens/s",
-            r"([\d,]+) steps in about \d+:\d\d:\d\d",
-        )
-    )
-    train = prepared.encoded["train"]
-    assert told.startswith("Training on the CPU: ") and "memory" not in told
-    assert steps == prepared.config.epochs * -(-len(train) // prepared.config.batch_size)
-    length = sum(map(len, train.prompts)) / len(train) + sum(map(len, train.answers)) / len(train)
+    sentence, train = cost.training(prepared), prepared.encoded["train"]
+    assert sentence.startswith("Training on the CPU: ") and "memory" not in sentence
+    assert number(r"([\d,]+) steps in about \d+:\d\d:\d\d", sentence) == 2 * 24 / 8
+    examples = number(r"([\d,.]+) examples/s", sentence)
+    length = sum(map(len, train.prompts + train.answers)) / len(train)
+    tokens = number(r"([\d,.]+) tokens/s", sentence)
     assert tokens / examples == pytest.approx(length, rel=0.3)
 
 
-def test_measuring_changes_nothing_of_the_training(prepared):
-    study.obtain(prepared)
-    before = store.read_table(store.adapter_folder(prepared.config) / "curve.parquet")
+def test_the_estimate_leaves_the_training_as_it_was(config, prepared, made_once):
     cost.training(prepared)
-    assert not (store.adapter_folder(prepared.config) / "checkpoint.pt").exists()
-    study.obtain(prepared)
-    after = store.read_table(store.adapter_folder(prepared.config) / "curve.parquet")
+    assert not (store.adapter_folder(config) / "checkpoint.pt").exists()
+    path = study.obtain(prepared)
+    curves = [store.read_table(folder / "curve.parquet") for folder in (path.parent, made_once)]
     times = ["seconds", "seconds_total"]
-    pd.testing.assert_frame_equal(after.drop(columns=times), before.drop(columns=times))
+    pd.testing.assert_frame_equal(*(curve.drop(columns=times) for curve in curves))
 
 
-def test_the_evaluation_is_told_for_all_conditions(prepared):
-    told = cost.evaluation(prepared, 7)
-    assert re.fullmatch(
-        r"Answers on the CPU: [\d,.]+ examples/s, [\d,]+ tokens/s; 7 conditions of 24 questions in about 0:\d\d:\d\d",
-        told,
-    )
+def test_the_evaluation_is_estimated_for_all_conditions(prepared):
+    rates = r"Answers on the CPU: [\d,.]+ examples/s, [\d,]+ tokens/s; "
+    budget = r"7 conditions of 24 questions in about 0:\d\d:\d\d"
+    assert re.fullmatch(rates + budget, cost.evaluation(prepared, 7))
 
 
-def test_an_adapter_that_the_repository_holds_is_not_measured(prepared, monkeypatch):
+def test_a_committed_adapter_is_not_measured(prepared, monkeypatch):
     monkeypatch.setattr(store, "committed_adapter", lambda config: store.adapter_folder(config))
     monkeypatch.setattr(cost, "train", lambda *arguments: pytest.fail("trained"))
     assert "not trained here" in cost.training(prepared)

@@ -1,0 +1,108 @@
+"""The committed notebooks: their form, and parameters that stop them before any work."""
+
+import re
+
+import nbformat
+import papermill
+import pytest
+from check_notebooks import problems
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from stage1 import store
+
+NOTEBOOKS = sorted((store.ROOT / "notebooks").glob("*.ipynb"))
+PATHS = {path.stem: path for path in NOTEBOOKS}
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def run_cells(path, count: int, **parameters) -> None:
+    """Execute the first code cells in this process, with parameters set as papermill sets them."""
+    namespace: dict = {}
+    for cell in code_cells(path)[:count]:
+        exec(cell.source, namespace)
+        if "parameters" in cell.metadata.get("tags", []):
+            namespace.update({"preset": "smoke"} | parameters)
+
+
+@each
+def test_is_executed_and_clean(path):
+    assert problems(nbformat.read(path, as_version=4)) == []
+
+
+@each
+def test_has_short_cells_without_definitions(path):
+    for cell in code_cells(path):
+        assert not re.search(r"^\s*(def|class) |lambda", cell.source, re.MULTILINE), cell.source
+        assert len(cell.source.splitlines()) <= 25, cell.source
+
+
+PROGRESS = "\r  0%|          | 0/4\r 50%|#####     | 2/4"
+PLANTED = {
+    "cells tagged `parameters`": lambda cells: cells[0].metadata.clear(),
+    "injected": lambda cells: cells[1].metadata.update(tags=["injected-parameters"]),
+    "not executed in order": lambda cells: cells[1].update(execution_count=3),
+    "an error among its outputs": lambda cells: cells[1].outputs.append(new_output("error")),
+    "did not reach 100 %": lambda cells: cells[1].outputs[0].update(text=PROGRESS),
+}
+
+
+@pytest.mark.parametrize("message", PLANTED)
+def test_the_check_finds(message):
+    finished = new_output("stream", text=PROGRESS + "\r100%|##########| 4/4\n")
+    cells = [
+        new_code_cell("preset = 1", metadata={"tags": ["parameters"]}, execution_count=1),
+        new_code_cell("train()", outputs=[finished], execution_count=2),
+    ]
+    notebook = new_notebook(cells=cells)
+    assert problems(notebook) == []
+    PLANTED[message](notebook.cells)
+    (problem,) = problems(notebook)
+    assert message in problem
+
+
+@each
+@pytest.mark.parametrize(
+    "parameter, value, message",
+    [
+        ("sead", 1, "unknown parameter 'sead'; did you mean 'seed'?"),
+        ("preset", "quik", "did you mean 'quick'?"),
+        ("test_examples", -1, "test_examples=-1: expected one or more"),
+    ],
+)
+def test_a_bad_parameter_stops_the_second_cell(path, parameter, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_cells(path, 2, **{parameter: value})
+
+
+def test_the_training_notebook_refuses_an_unknown_objective_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAGE1_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(ValueError, match=r"objective='distil'.*did you mean 'distill'\?"):
+        run_cells(PATHS["02_train_adapter"], 4, objective="distil")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_evaluation_notebook_names_the_command_that_makes_a_missing_adapter(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STAGE1_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(store.RecordError) as error:
+        run_cells(PATHS["03_generation_eval"], 3)
+    assert "as_found-seed0/record.json: this adapter has not been trained yet" in str(error.value)
+    assert (
+        "papermill notebooks/02_train_adapter.ipynb out.ipynb -p preset smoke -p objective as_found"
+        in str(error.value)
+    )
+
+
+@pytest.mark.slow
+def test_papermill_stops_at_a_bad_parameter_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAGE1_RUNS", str(tmp_path / "runs"))
+    given = {"preset": "smoke", "seed": "1"}
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        papermill.execute_notebook(PATHS["02_train_adapter"], tmp_path / "out.ipynb", given)
+    assert "seed='1' is a str: expected int" in error.value.evalue
+    assert not (tmp_path / "runs").exists()

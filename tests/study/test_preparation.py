@@ -1,0 +1,73 @@
+"""What a study holds, what it depends on, and what is refused before anything is loaded."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stage1 import study
+from stage1.corpus import data
+from stage1.corpus.prompts import token_counts
+from stage1.study import preparation, prepare
+
+
+def test_an_unknown_objective_is_refused_before_anything_is_loaded(config, monkeypatch):
+    monkeypatch.setattr(preparation.language_model, "load", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(preparation.data, "rows", lambda config, split: pytest.fail("made data"))
+    message = r"objective='option3_forced'.*did you mean 'option3_teacher_forced'"
+    with pytest.raises(ValueError, match=message):
+        prepare(config.replace(objective="option3_forced"))
+
+
+def test_a_study_holds_its_splits_and_the_compression_of_its_training_prompts(config, prepared):
+    sizes = {split: len(encoded) for split, encoded in prepared.encoded.items()}
+    assert sizes == {"train": 24, "selection": 6, "test": 24}
+    assert prepared.encoded["test"].ids == [row["id"] for row in data.rows(config, "test")]
+    assert prepared.counts.sum() == sum(map(len, prepared.encoded["train"].prompts))
+    assert prepared.compression.width == 4
+    expected = prepared.compression.compress(prepared.lm.embedding_table)
+    assert torch.equal(prepared.codebook, expected) and prepared.codebook.shape == (4096, 4)
+    assert (prepared.test_counts() == token_counts(prepared.encoded["test"].prompts, 4096)).all()
+
+
+def test_only_training_examples_are_dropped_for_a_cut_answer(config):
+    encoded = prepare(config.replace(max_answer_tokens=3)).encoded
+    assert encoded["train"].dropped == 24 - len(encoded["train"]) > 0
+    assert len(encoded["selection"]) == 6 and len(encoded["test"]) == 24
+
+
+def test_the_data_seed_changes_the_data_and_the_seed_does_not(config, prepared):
+    reseeded, other = prepare(config.replace(seed=1)), prepare(config.replace(data_seed=1))
+    assert reseeded.encoded == prepared.encoded
+    assert torch.equal(reseeded.compression.components, prepared.compression.components)
+    for split in data.SPLITS:
+        assert other.encoded[split].prompts != prepared.encoded[split].prompts
+
+
+def test_the_random_projection_depends_on_the_data_seed_alone(config, prepared):
+    def projected(**changes):
+        return replace(prepared, config=config.replace(**changes)).untrained()["random_projection"]
+
+    assert torch.equal(projected(), projected(seed=1))
+    assert not torch.equal(projected(), projected(data_seed=1))
+
+
+def test_untrained_conditions_are_those_of_the_study(prepared):
+    tables = prepared.untrained()
+    assert list(tables) == ["text", "embeddings", "pca_inverse", "codebook", "random_projection"]
+    assert torch.equal(tables["pca_inverse"], prepared.compression.expand(prepared.codebook))
+
+
+@pytest.mark.parametrize("changes", [{"train_examples": 0}, {"max_answer_tokens": 1}])
+def test_a_study_without_usable_training_examples_is_refused(config, changes):
+    given = changes.get("train_examples", 24)
+    message = f"train_examples={given}: expected at least one whose answer is not cut"
+    with pytest.raises(ValueError, match=message):
+        prepare(config.replace(**changes))
+
+
+def test_objectives_read_the_resolved_config_unless_another_is_given(config, prepared):
+    open_rate = replace(prepared, config=config.replace(learning_rate=None))
+    assert study.objective_context(open_rate).config == open_rate.resolved
+    assert open_rate.resolved.learning_rate > 0 and open_rate.config.learning_rate is None
+    assert study.objective_context(open_rate, config).config == config
