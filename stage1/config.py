@@ -23,7 +23,7 @@ CRITERIA = ("baseline_f1", "target_f1", "script_f1", "failure_f1")
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything a run depends on. TypeError or ValueError names a field with a bad value."""
+    """Everything a run depends on. Raises TypeError or ValueError with the name of a bad field."""
 
     # run
     preset: str = of_run("quick", recorded=True)
@@ -56,7 +56,7 @@ class StudyConfig:
     """Questions to report on (examples)."""
 
     test_names: Literal["seen", "unseen"] = of_data("unseen")
-    """Almanac only: test passages use names that training passages may contain, or held-out ones."""
+    """Almanac only: whether test passages use names of the training passages or held-out ones."""
 
     prompt_template: Literal["plain", "chat"] = of_data("plain")
     """`plain` is "Context: ... Question: ... Answer:"; `chat` is the tokenizer's chat template."""
@@ -65,7 +65,7 @@ class StudyConfig:
     """Maximum length of a prompt with its begin token (tokens); its context is cut to fit."""
 
     max_answer_tokens: int = of_data(20, allowed=ONE)
-    """Maximum length of a gold answer with its end token (tokens); longer ones are not trained on."""
+    """Maximum length of a gold answer with its end token (tokens); training drops longer ones."""
 
     # language model
     language_model: str = of_model("shipped", recorded=True, searched=True)

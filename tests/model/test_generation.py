@@ -275,7 +275,7 @@ def test_a_low_temperature_samples_the_likeliest_tokens(steep_lm):
 
 
 def test_samples_follow_the_models_whole_distribution_at_the_temperature(steep_lm):
-    """The mean log-probability of 2,000 first tokens is minus the entropy, up to 5 standard errors."""
+    """The mean log-probability of 2,000 tokens is minus the entropy, within 5 standard errors."""
     prompt, temperature = random_prompts(1)[0], 3.0
     logits = steep_lm.model(input_ids=torch.tensor([prompt])).logits[0, -1].double()
     logp = (logits / temperature).log_softmax(-1)

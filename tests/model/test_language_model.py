@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from stage1.adapter import Adapter, parameter_count
-from stage1.compress import Compression
 from stage1.config import StudyConfig
 from stage1.model import language_model
 from stage1.model.language_model import FrozenError, FrozenLM, bit_sums, load
@@ -23,13 +22,13 @@ def config(folder, **changes) -> StudyConfig:
 
 @pytest.fixture
 def folder(tiny_folder, tmp_path):
-    """A copy of the tiny model's folder, to be broken."""
+    """A copy of the tiny model's folder, which a test may break."""
     return shutil.copytree(tiny_folder, tmp_path / "lm")
 
 
 @pytest.fixture(scope="module")
 def checked(tiny_folder):
-    """A tiny model whose tests put back what they change, and its checksum."""
+    """A tiny model, restored by each test that changes it, and its checksum."""
     lm = load(config(tiny_folder))
     return lm, lm.checksum()
 
@@ -38,10 +37,8 @@ def checked(tiny_folder):
 
 
 def test_the_shipped_weights_take_at_most_16_mb():
-    assert (
-        sum(path.stat().st_size for path in language_model.SHIPPED.glob("*.safetensors"))
-        <= 16 * 10**6
-    )
+    weights = language_model.SHIPPED.glob("*.safetensors")
+    assert sum(path.stat().st_size for path in weights) <= 16 * 10**6
 
 
 def test_the_shipped_embeddings_are_not_tied_to_the_head(lm):
@@ -69,7 +66,7 @@ def test_the_shipped_model_is_frozen_and_in_evaluation_mode(lm):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_precision_is_the_configs_and_not_that_of_the_file(tiny_folder, dtype):
+def test_the_precision_is_the_configs_and_not_the_files(tiny_folder, dtype):
     with safe_open(tiny_folder / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
     model = load(config(tiny_folder, dtype=dtype)).model
@@ -77,7 +74,7 @@ def test_the_precision_is_the_configs_and_not_that_of_the_file(tiny_folder, dtyp
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_an_incomplete_folder_is_refused_with_what_it_lacks(folder, missing):
+def test_an_incomplete_folder_is_refused_and_the_error_names_the_missing_file(folder, missing):
     (folder / missing).unlink()
     with pytest.raises(FileNotFoundError) as raised:
         load(config(folder))
@@ -110,13 +107,13 @@ def test_a_missing_folder_is_refused_by_name(name):
         load(config(name))
 
 
-def test_a_hub_model_out_of_reach_gives_one_clear_error(offline):
+def test_an_unreachable_hub_model_gives_one_clear_error(offline):
     with pytest.raises(OSError, match="language_model='nobody/nothing' cannot be loaded"):
         load(config("nobody/nothing"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there_is_refused(tiny_folder):
+def test_a_missing_gpu_is_refused(tiny_folder):
     with pytest.raises(ValueError, match="device='cuda'"):
         load(config(tiny_folder).replace(device="cuda"))
     assert load(config(tiny_folder).replace(device="auto")).device.type == "cpu"
@@ -127,37 +124,29 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_folder):
 
 @pytest.fixture
 def shape(folder):
-    """A folder with nothing but a config."""
+    """A folder that holds a config only."""
     for path in folder.iterdir():
         if path.name != "config.json":
             path.unlink()
     return folder
 
 
-@pytest.fixture
-def bare(monkeypatch):
-    """Builds models without memory for their weights, whatever their size."""
-    monkeypatch.setattr(language_model, "choose_device", lambda device: torch.device("meta"))
-
-
 def weights(lm) -> dict[str, torch.Tensor]:
     return dict(lm.model.named_parameters())
 
 
-def test_a_shape_has_the_parameters_of_the_model_it_stands_for_and_other_weights(tiny_folder):
-    real, random = (
-        weights(load(config(tiny_folder))),
-        weights(load(config(tiny_folder, shape_only=True))),
-    )
-    assert {name: weight.shape for name, weight in random.items()} == {
-        name: w.shape for name, w in real.items()
+def test_a_shape_has_the_parameters_of_its_model_and_other_weights(tiny_folder):
+    real = weights(load(config(tiny_folder)))
+    drawn = weights(load(config(tiny_folder, shape_only=True)))
+    assert {name: weight.shape for name, weight in drawn.items()} == {
+        name: weight.shape for name, weight in real.items()
     }
-    differ = {name for name in real if not torch.equal(real[name], random[name])}
+    differ = {name for name in real if not torch.equal(real[name], drawn[name])}
     assert differ == {name for name, weight in real.items() if weight.dim() > 1}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_shape_is_frozen_in_evaluation_mode_and_of_the_configs_precision(shape, dtype):
+def test_a_shape_is_frozen_in_evaluation_mode_and_in_the_configs_precision(shape, dtype):
     lm = load(config(shape, shape_only=True, dtype=dtype))
     assert {parameter.dtype for parameter in lm.model.parameters()} == {getattr(torch, dtype)}
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
@@ -166,26 +155,21 @@ def test_a_shape_is_frozen_in_evaluation_mode_and_of_the_configs_precision(shape
     assert hidden.isfinite().all() and hidden.std() > 0
 
 
-def test_the_data_seed_decides_the_weights_of_a_shape_whatever_was_drawn_before(shape):
-    sums = {}
-    for name, changes in {
-        "one": {},
-        "again": {},
-        "seed": {"seed": 1},
-        "data": {"data_seed": 1},
-    }.items():
+def test_only_the_data_seed_decides_the_weights_of_a_shape(shape):
+    sums = []
+    for changes in ({}, {}, {"seed": 1}, {"data_seed": 1}):
         torch.manual_seed(len(sums))
-        sums[name] = load(config(shape, shape_only=True, **changes)).checksum()
-    assert sums["one"] == sums["again"] == sums["seed"] != sums["data"]
+        sums.append(load(config(shape, shape_only=True, **changes)).checksum())
+    assert sums[0] == sums[1] == sums[2] != sums[3]
 
 
-def test_a_shape_without_a_tokenizer_takes_the_shipped_one_and_its_end_token(shape, tokenizer):
+def test_a_shape_without_a_tokenizer_uses_the_shipped_one_and_its_end_token(shape, tokenizer):
     lm = load(config(shape, shape_only=True))
     assert lm.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert lm.end_tokens == [tokenizer.eos_token_id]
 
 
-def test_a_shape_with_a_tokenizer_takes_its_own(folder, tokenizer):
+def test_a_shape_with_a_tokenizer_uses_its_own(folder, tokenizer):
     own = copy.deepcopy(tokenizer)
     own.add_tokens(["<mine>"])
     own.save_pretrained(folder)
@@ -194,7 +178,7 @@ def test_a_shape_with_a_tokenizer_takes_its_own(folder, tokenizer):
 
 
 @pytest.mark.parametrize("name", ["shipped", "meta-llama/Llama-3.1-7B", "./nowhere"])
-def test_a_shape_that_is_not_at_hand_is_refused_with_those_that_are(name):
+def test_an_unknown_shape_is_refused_and_the_error_lists_the_known_ones(name):
     with pytest.raises(FileNotFoundError) as raised:
         load(config(name, shape_only=True))
     allowed = "a folder with a config.json, or one of Llama-3.1-8B-Instruct where shape_only=True"
@@ -202,20 +186,16 @@ def test_a_shape_that_is_not_at_hand_is_refused_with_those_that_are(name):
 
 
 @pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-8B-Instruct", "Llama-3.1-8B-Instruct"])
-def test_the_shape_in_the_package_is_the_llama_of_eight_billion_and_its_adapter_that_of_twenty_million(
-    bare, name
+def test_the_packages_shape_is_llama_8b_and_its_adapter_has_20_million_parameters(
+    monkeypatch, name
 ):
-    """By the hub's name, or by the model's alone; at an eighth of its width."""
-    made = config(name, shape_only=True, compressed_width=512, dtype="bfloat16")
-    lm = load(made)
-    assert sum(parameter.numel() for parameter in lm.model.parameters()) == 8_030_261_248
-    assert lm.embedding_table.shape == (128_256, 4_096) and lm.head.weight.shape == (128_256, 4_096)
-    D, K = lm.embedding_table.shape[1], made.compressed_width
+    """The hub's name and the model's alone both work; no memory is allocated for the weights."""
+    monkeypatch.setattr(language_model, "choose_device", lambda device: torch.device("meta"))
+    lm = load(config(name, shape_only=True, dtype="bfloat16"))
+    assert parameter_count(lm.model) == 8_030_261_248
+    assert lm.embedding_table.shape == lm.head.weight.shape == (128_256, 4_096)
     with torch.device("meta"):
-        nothing = Compression(
-            torch.zeros(D), torch.zeros(K, D), torch.zeros(D, dtype=torch.float64), 1.0, "PCA"
-        )
-        assert parameter_count(Adapter(nothing)) == 19_952_641
+        assert parameter_count(Adapter(512, 4_096)) == 19_952_641
 
 
 # ---------------------------------------------------------------- tokens and embeddings
@@ -223,23 +203,19 @@ def test_the_shape_in_the_package_is_the_llama_of_eight_billion_and_its_adapter_
 
 def test_embeddings_are_rows_of_the_table(lm):
     ids = torch.tensor([[5, 9, 5], [4000, 0, 1]])
-    embedded = lm.embed(ids)
-    for row, column in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]:
-        assert torch.equal(embedded[row, column], lm.embedding_table[ids[row, column]])
+    assert torch.equal(lm.embed(ids), lm.embedding_table[ids])
 
 
 @pytest.mark.parametrize(
     "configured, expected", [(2, [2]), ([7, 2], [2, 7]), (9, [2, 9]), (None, [2])]
 )
-def test_end_tokens_are_those_of_the_generation_config_and_the_tokenizer(
-    folder, configured, expected
-):
+def test_end_tokens_are_the_generation_configs_and_the_tokenizers(folder, configured, expected):
     path = folder / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": configured}))
     assert load(config(folder)).end_tokens == expected
 
 
-def test_the_end_token_fills_padding_where_there_is_no_pad_token(tiny_lm):
+def test_the_end_token_is_used_as_padding_if_there_is_no_pad_token(tiny_lm):
     tokenizer = copy.deepcopy(tiny_lm.tokenizer)
     tokenizer.pad_token = None
     assert FrozenLM(tiny_lm.model, tokenizer, "no pad").pad_token == tokenizer.eos_token_id
@@ -248,35 +224,30 @@ def test_the_end_token_fills_padding_where_there_is_no_pad_token(tiny_lm):
 # ---------------------------------------------------------------- checksum
 
 
-def test_the_checksum_is_stable_across_loads(tiny_folder):
-    assert load(config(tiny_folder)).checksum() == load(config(tiny_folder)).checksum()
-
-
-def test_the_checksum_knows_the_precision(tiny_folder):
-    assert (
-        load(config(tiny_folder)).checksum()
-        != load(config(tiny_folder, dtype="bfloat16")).checksum()
-    )
+def test_the_checksum_is_stable_across_loads_and_depends_on_the_precision(checked, tiny_folder):
+    _, checksum = checked
+    assert load(config(tiny_folder)).checksum() == checksum
+    assert load(config(tiny_folder, dtype="bfloat16")).checksum() != checksum
 
 
 @given(data=st.data())
 def test_the_checksum_changes_with_a_single_bit_of_a_single_weight(checked, data):
     lm, before = checked
     weight = data.draw(st.sampled_from(list(lm.model.parameters()))).view(-1).view(torch.int32)
-    place = data.draw(st.integers(0, len(weight) - 1))
-    original, bit = weight[place].item(), 1 << data.draw(st.integers(0, 30))
-    weight[place] = original ^ bit
+    index = data.draw(st.integers(0, len(weight) - 1))
+    original, bit = weight[index].item(), 1 << data.draw(st.integers(0, 30))
+    weight[index] = original ^ bit
     changed = lm.checksum()
-    weight[place] = original
+    weight[index] = original
     assert changed != before and lm.checksum() == before
 
 
 @given(data=st.data())
-def test_the_checksum_changes_where_two_weights_trade_places(checked, data):
+def test_the_checksum_changes_if_two_weights_are_swapped(checked, data):
     lm, before = checked
     weight = data.draw(st.sampled_from(list(lm.model.parameters()))).view(-1)
-    places = st.integers(0, len(weight) - 1)
-    i, j = data.draw(places), data.draw(places)
+    indices = st.integers(0, len(weight) - 1)
+    i, j = data.draw(indices), data.draw(indices)
     assume(weight[i] != weight[j])
     weight[[i, j]] = weight[[j, i]]
     changed = lm.checksum()
@@ -291,7 +262,7 @@ def test_the_checksum_changes_with_a_buffer(tiny_lm):
     assert tiny_lm.checksum() != before
 
 
-def test_the_sums_see_the_order_of_large_chunks():
+def test_the_sums_depend_on_the_order_across_large_chunks():
     size = 1 << 24
     tensor = torch.zeros(size + 3, dtype=torch.uint8)
     tensor[2], tensor[size + 1] = 1, 5
@@ -307,7 +278,7 @@ def test_the_sums_see_the_order_of_large_chunks():
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8, torch.bool]
 )
-def test_the_sums_work_on_every_type_and_shape(dtype):
+def test_the_sums_work_for_every_dtype_and_shape(dtype):
     for shape in [(), (1,), (2, 3)]:
         zeros, ones = torch.zeros(shape, dtype=dtype), torch.ones(shape, dtype=dtype)
         assert bit_sums(zeros) == bit_sums(zeros.clone()) != bit_sums(ones)
@@ -320,13 +291,13 @@ def test_the_sums_of_an_empty_tensor_are_zero():
 # ---------------------------------------------------------------- the guard
 
 
-def test_work_that_leaves_the_weights_alone_passes(tiny_lm):
+def test_the_guard_allows_work_that_does_not_change_the_weights(tiny_lm):
     with tiny_lm.unchanged() as lm:
         lm.model(inputs_embeds=lm.embed(torch.tensor([[1, 2, 3]])))
     assert lm is tiny_lm
 
 
-def test_gradients_may_pass_through_the_frozen_model(tiny_lm):
+def test_the_guard_allows_gradients_through_the_frozen_model(tiny_lm):
     with tiny_lm.unchanged():
         inputs = tiny_lm.embed(torch.tensor([[1, 2, 3]])).clone().requires_grad_()
         tiny_lm.model(inputs_embeds=inputs).logits.sum().backward()
@@ -364,6 +335,6 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_the_guard_notices(tiny_lm, change):
+def test_the_guard_detects(tiny_lm, change):
     with pytest.raises(FrozenError), tiny_lm.unchanged():
         change(tiny_lm.model)

@@ -79,7 +79,7 @@ def planted_notebook(*sources: str) -> nbformat.NotebookNode:
 
 def test_nbval_catches_a_missing_magic_an_exception_and_a_dead_kernel(tmp_path, nbval):
     nbformat.write(planted_notebook("", *PLANTED), tmp_path / "planted.ipynb")
-    run = nbval(tmp_path / "planted.ipynb", cell_timeout=5)
+    run = nbval(tmp_path / "planted.ipynb", cell_timeout=3)
     assert "3 failed, 2 passed" in run.stdout, run.stdout[-3_000:]
 
 

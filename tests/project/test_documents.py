@@ -51,6 +51,12 @@ def test_the_readme_gives_the_answer_and_the_table_of_the_records(full):
     check_shown("README.md", *decision.answer(full), full.headline)
 
 
+def test_the_readme_maps_every_package():
+    readme = (ROOT / "README.md").read_text()
+    for path in ROOT.glob("stage1/*/__init__.py"):
+        assert f"    stage1/{path.parent.name}/ " in readme
+
+
 def untrained_sentence(full: evidence.Evidence) -> str:
     f1 = full.untrained.set_index("condition")["f1"]
     return (

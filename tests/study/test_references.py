@@ -10,7 +10,7 @@ from scipy import stats
 
 from stage1 import adapter as adapters
 from stage1 import study
-from stage1.compress import fit_pca, variance
+from stage1.compress import Compression, fit_pca, variance
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.evaluation import reconstruction
@@ -28,13 +28,8 @@ COUNTS = np.random.default_rng(0).integers(0, 50, 4_096)
 
 
 @pytest.fixture(scope="module")
-def compression(context):
-    return fit_pca(context.lm.embedding_table, torch.from_numpy(COUNTS), 4)
-
-
-@pytest.fixture(scope="module")
-def context(tiny_folder) -> ObjectiveContext:
-    """A tiny model with weights large enough that attention matters."""
+def world(tiny_folder) -> tuple[ObjectiveContext, Compression]:
+    """A tiny model with weights large enough that attention matters, and its compression."""
     lm = language_model.load(CONFIG.replace(language_model=str(tiny_folder)))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -42,8 +37,18 @@ def context(tiny_folder) -> ObjectiveContext:
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.3, generator=generator)
     table, counts = lm.embedding_table, torch.from_numpy(COUNTS)
-    codebook = fit_pca(table, counts, 4).compress(table)
-    return ObjectiveContext(lm, codebook, CONFIG, variance(table, counts))
+    pca = fit_pca(table, counts, 4)
+    return ObjectiveContext(lm, pca.compress(table), CONFIG, variance(table, counts)), pca
+
+
+@pytest.fixture(scope="module")
+def context(world) -> ObjectiveContext:
+    return world[0]
+
+
+@pytest.fixture(scope="module")
+def compression(world) -> Compression:
+    return world[1]
 
 
 @pytest.fixture(scope="module")
