@@ -32,7 +32,15 @@ from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded, token_counts
 from stage1.model.language_model import choose_device
 from stage1.model.token_batch import padded_batch
-from stage1.objectives import ExampleBatch, ObjectiveContext, Term, Terms, TokenCounts, mse
+from stage1.objectives import (
+    ExampleBatch,
+    ObjectiveContext,
+    Reconstruction,
+    Term,
+    Terms,
+    TokenCounts,
+    reconstruction,
+)
 from stage1.pretrain.model_card import markdown_table
 from stage1.training.loop import Progress, train
 
@@ -122,7 +130,8 @@ class Problem:
         counts = torch.from_numpy(self.counts).to(self.context.lm.device)
         error = 0.0
         for rows in counts.nonzero().squeeze(1).split(ROWS):
-            term = mse(adapter, TokenCounts(rows, counts[rows]), self.context, "fvu")
+            part = Reconstruction(TokenCounts(rows, counts[rows]))
+            term = reconstruction(part, adapter, self.context, "fvu")
             error += term.value.item() * term.tokens
         return error / int(counts.sum()) / self.context.variance
 

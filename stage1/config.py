@@ -58,6 +58,9 @@ class StudyConfig:
     test_names: Literal["seen", "unseen"] = of_data("unseen")
     """Almanac only: whether test passages use names of the training passages or held-out ones."""
 
+    selection_names: Literal["seen", "unseen"] = of_data("seen")
+    """Almanac only: the same for passages of the selection split."""
+
     prompt_template: Literal["plain", "chat"] = of_data("plain")
     """`plain` is "Context: ... Question: ... Answer:"; `chat` is the tokenizer's chat template."""
 
@@ -107,22 +110,22 @@ class StudyConfig:
     """Whether PCA weights tokens of the training prompts equally, or vocabulary entries."""
 
     # adapter
-    seed: int = of_adapter(0, allowed=ZERO, in_run_name=False, recorded=True)
+    seed: int = of_adapter(0, allowed=ZERO, in_run_name=False, recorded=True, own=True)
     """Seed of one adapter: its initial weights, the order of its examples, its sampling."""
 
     initialisation: Literal["random", "pca_inverse"] = of_adapter(
-        "pca_inverse", recorded=True, searched=True
+        "pca_inverse", recorded=True, searched=True, own=True
     )
     """`random`, as found, or `pca_inverse`: the linear PCA inverse plus a residual from zero."""
 
     output_scaling: Literal["unit_rms", "calibrated"] = of_adapter(
-        "calibrated", recorded=True, searched=True
+        "calibrated", recorded=True, searched=True, own=True
     )
     """Where the output norm starts: at unit RMS, as found, or at the statistics of its targets."""
 
     # training
     objective: str = of_training(
-        "option3_teacher_forced", in_run_name=False, recorded=True, searched=True
+        "option3_teacher_forced", in_run_name=False, recorded=True, searched=True, own=True
     )
     """Training objective; `stage1/names.py` lists them."""
 
@@ -136,26 +139,41 @@ class StudyConfig:
     """Examples per pass through the language model (gradient accumulation); None starts with the
     whole batch. Halved whenever memory runs out."""
 
-    learning_rate: float | None = of_training(None, allowed=f"{POSITIVE}, or None", recorded=True)
+    learning_rate: float | None = of_training(
+        None, allowed=f"{POSITIVE}, or None", recorded=True, own=True
+    )
     """Peak of AdamW's schedule; None takes the rate selected for this objective and adapter."""
 
     warmup: float = of_training(0.05, allowed=SHARE)
     """Share of the steps with a linearly growing learning rate; a cosine to zero follows."""
 
-    weight_decay: float = of_training(0.01, allowed=ZERO)
+    warmup_steps: int = of_training(0, allowed=ZERO, recorded=True, own=True)
+    """Steps of the reconstruction warm-up, on the vocabulary table, before the objective."""
+
+    warmup_rate: float = of_training(3.0e-2, allowed=POSITIVE, own=True)
+    """Peak of AdamW's schedule in the warm-up."""
+
+    warmup_uniform: float = of_training(0.9, allowed=SHARE, own=True)
+    """Share of the warm-up's loss that weighs all vocabulary entries alike; the rest weighs them by
+    their counts in the training prompts."""
+
+    warmup_batch: int = of_training(0, allowed=ZERO, own=True)
+    """Vocabulary entries per warm-up step, drawn by their weights; 0 takes the whole table."""
+
+    weight_decay: float = of_training(0.01, allowed=ZERO, own=True)
     """AdamW weight decay, on all parameters."""
 
-    max_grad_norm: float = of_training(1.0, allowed=POSITIVE)
+    max_grad_norm: float = of_training(1.0, allowed=POSITIVE, own=True)
     """Norm that gradients are clipped to."""
 
-    reconstruction_weight: float = of_training(1.0, allowed=ZERO, recorded=True)
+    reconstruction_weight: float = of_training(1.0, allowed=ZERO, recorded=True, own=True)
     """Weight of the reconstruction term, in objectives that do not fix their weights."""
 
-    reconstruction_term: Literal["mse", "fvu"] = of_training("mse", recorded=True)
+    reconstruction_term: Literal["mse", "fvu"] = of_training("mse", recorded=True, own=True)
     """The reconstruction term, where the objective does not fix it: squared error per dimension, or
     that divided by the variance of the embeddings."""
 
-    ce_weight: float = of_training(1.0, allowed=ZERO)
+    ce_weight: float = of_training(1.0, allowed=ZERO, own=True)
     """Weight of the cross-entropy term, likewise."""
 
     balancing: Literal["fixed", "equal_gradient_norms", "uncertainty"] = of_training(
@@ -165,12 +183,12 @@ class StudyConfig:
     replace them (`stage1/training/balancing.py`)."""
 
     padding_layout: Literal["as_found", "no_labels_on_padding", "no_gap", "no_padding"] = (
-        of_training("as_found")
+        of_training("as_found", own=True)
     )
     """Objective `as_found` only: padding stands before the answer and is labelled, as found, or
     loses its labels, the gap before the answer, or both."""
 
-    gold_fraction: float = of_training(0.25, allowed=SHARE)
+    gold_fraction: float = of_training(0.25, allowed=SHARE, own=True)
     """On-policy training: share of each batch that keeps its gold answers."""
 
     temperature: float = of_training(0.0, allowed=ZERO)
@@ -182,7 +200,7 @@ class StudyConfig:
     gradients_every: int = of_training(0, allowed=ZERO)
     """Steps between readings of each term's gradient, if there are several terms; 0 takes none."""
 
-    checkpoint_every: int = of_training(100, allowed=ZERO, **no_effect)
+    checkpoint_every: int = of_training(100, allowed=ZERO, **no_effect, own=True)
     """Steps between checkpoints, from which an interrupted training resumes; 0 writes none."""
 
     # evaluation

@@ -43,6 +43,8 @@ class Option:
     """Whether results depend on it. Other fields identify neither a run nor a checkpoint."""
     in_run_name: bool = True
     """Whether runs that differ in it have separate folders."""
+    own: bool = False
+    """Whether adapters that differ in it may share passes of the language model."""
     recorded: bool = False
     """Whether every sweep writes it as a column; a field that a sweep varies is always written."""
     searched: bool = False

@@ -24,6 +24,8 @@ class Objective:
     """Its glossary entry."""
     reads: Literal["examples", "tokens"] = "examples"
     """`tokens`: needs only the counts of prompt tokens, and no pass through the language model."""
+    generates: bool = False
+    """Whether training generates answers with the adapter."""
     is_fix: bool = False
     """Whether it is one of the analysis's fixes, among which the report recommends."""
 
@@ -75,6 +77,7 @@ OBJECTIVES = {
         GREEN,
         "Fix option 2 as its text means it: on answers generated during training, KL divergence "
         "from the frozen model reading the original prompt.",
+        generates=True,
         is_fix=True,
     ),
     "option3_teacher_forced": Objective(

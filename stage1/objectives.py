@@ -7,6 +7,7 @@ the prompt; gold or generated answers follow as original embeddings, as they do 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -76,20 +77,62 @@ class TokenCounts:
         return len(self.ids)
 
 
+class Reconstruction(NamedTuple):
+    """Part of an objective: the squared error of these tokens' embeddings, as mse or as fvu."""
+
+    counts: TokenCounts
+    measure: str = "mse"
+    weight: float = 1.0
+
+
+class CrossEntropy(NamedTuple):
+    """Part of an objective: cross-entropy of the supervised tokens after the adapter's prompt."""
+
+    tokens: TokenBatch
+    supervised: Bool[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"] | None = None
+    """What attention may read, where padding stands among the tokens."""
+    weight: float = 1.0
+
+
+class Divergence(NamedTuple):
+    """Part of an objective: KL(teacher || student) at the supervised tokens.
+
+    The teacher is the frozen model reading the original prompt; the student reads the adapter's.
+    """
+
+    tokens: TokenBatch
+    supervised: Bool[Tensor, "B T"]
+    attention_mask: None = None
+    weight: float = 1.0
+
+
+Part = Reconstruction | CrossEntropy | Divergence
 Batch = ExampleBatch | TokenCounts
 Objective = Callable[[nn.Module, Any, ObjectiveContext], Terms]
 """An objective reads TokenCounts where `reads_tokens`, else an ExampleBatch."""
 
+PARTS: dict[str, Callable[[nn.Module, Any, ObjectiveContext], dict[str, Part]]] = {}
+"""What every objective consists of. Adapters trained together share the passes of their parts."""
 FUNCTIONS: dict[str, Objective] = {}
-"""The function of every objective in `names.OBJECTIVES`."""
+"""The function of every objective in `names.OBJECTIVES`: its parts, measured."""
 
 
-def objective(function: Objective) -> Objective:
-    """Register a training objective. Raises ValueError unless `names.OBJECTIVES` has its name."""
+def objective(function: Callable[[nn.Module, Any, ObjectiveContext], dict[str, Part]]) -> Objective:
+    """Register a training objective, a function that returns its parts by the name of their term.
+
+    Raises ValueError unless `names.OBJECTIVES` has its name.
+    """
     name = function.__name__
     require(name in names.OBJECTIVES, "objective", name, "an entry of names.OBJECTIVES")
-    FUNCTIONS[name] = function
-    return function
+
+    @wraps(function)
+    def measured(adapter: nn.Module, batch: Batch, context: ObjectiveContext) -> Terms:
+        parts = function(adapter, batch, context)
+        return {term: measure(part, adapter, context, name) for term, part in parts.items()}
+
+    PARTS[name], FUNCTIONS[name] = function, measured
+    return measured
 
 
 def find(name: str) -> Objective:
@@ -136,55 +179,35 @@ def input_embeddings(
     return original.masked_scatter(tokens.is_prompt[..., None], embedding(index, decoded))
 
 
-def token_ce(
-    adapter: nn.Module,
-    tokens: TokenBatch,
-    supervised: Bool[Tensor, "B T"],
-    context: ObjectiveContext,
-    name: str,
-    attention_mask: Bool[Tensor, "B T"] | None = None,
-) -> Term:
-    """Return mean cross-entropy in nats per supervised token, reading the adapter's prompt.
-
-    `attention_mask` marks the tokens that attention may read, where padding stands among them.
-    """
-    positions = tokens.predictors(supervised, name)
-    targets = tokens.ids[tokens.predicted(supervised)]
+def measure(part: Part, adapter: nn.Module, context: ObjectiveContext, name: str) -> Term:
+    """Measure a part of the objective of that name. Raises ValueError if it supervises nothing."""
+    if isinstance(part, Reconstruction):
+        return reconstruction(part, adapter, context, name)
+    lm, tokens, teacher = context.lm, part.tokens, None
+    positions = tokens.predictors(part.supervised, name)
+    if isinstance(part, Divergence):
+        with torch.no_grad():
+            teacher = lm.hidden(lm.embed(tokens.ids), positions, starts=tokens.starts)
     inputs = input_embeddings(adapter, tokens, context)
-    hidden = context.lm.hidden(inputs, positions, attention_mask, tokens.starts)
-    ce = fused_loss.mean_cross_entropy(hidden, context.lm.head, targets, context.config.compiled)
-    return Term(ce, len(targets))
-
-
-def token_kl(adapter: nn.Module, tokens: TokenBatch, context: ObjectiveContext, name: str) -> Term:
-    """Return mean KL(teacher || student) in nats per answer token: sum of p log(p / q) over V.
-
-    The teacher is the frozen model reading the original prompt; the student reads the adapter's.
-    """
-    lm, positions = context.lm, tokens.predictors(tokens.is_answer, name)
-    with torch.no_grad():
-        teacher = lm.hidden(lm.embed(tokens.ids), positions, starts=tokens.starts)
-    student = lm.hidden(input_embeddings(adapter, tokens, context), positions, starts=tokens.starts)
-    kl = fused_loss.mean_kl(student, lm.head, teacher, context.config.compiled)
-    return Term(kl, len(student))
-
-
-def mse(adapter: nn.Module, tokens: TokenCounts, context: ObjectiveContext, name: str) -> Term:
-    """Return the mean squared error per dimension and prompt token."""
-    count = int(tokens.counts.sum())
-    require(count > 0, "objective", name, "a batch with at least one supervised token")
-    error = adapter(context.codebook[tokens.ids]) - context.lm.embedding_table[tokens.ids].float()
-    return Term((tokens.counts.float() / count) @ error.square().mean(1), count)
+    hidden = lm.hidden(inputs, positions, part.attention_mask, tokens.starts)
+    if teacher is not None:
+        value = fused_loss.mean_kl(hidden, lm.head, teacher, context.config.compiled)
+    else:
+        targets = tokens.ids[tokens.predicted(part.supervised)]
+        value = fused_loss.mean_cross_entropy(hidden, lm.head, targets, context.config.compiled)
+    return Term(value, len(hidden), part.weight)
 
 
 def reconstruction(
-    adapter: nn.Module, tokens: TokenCounts, context: ObjectiveContext, name: str
+    part: Reconstruction, adapter: nn.Module, context: ObjectiveContext, name: str
 ) -> Term:
-    """Return the config's reconstruction term: mse, or fvu = mse / variance of the embeddings."""
-    term = mse(adapter, tokens, context, name)
-    if context.config.reconstruction_term == "mse":
-        return term
-    return term._replace(value=term.value / context.variance)
+    """Measure the mean squared error per dimension and prompt token; as fvu, over the variance."""
+    ids, counts = part.counts.ids, part.counts.counts
+    tokens = int(counts.sum())
+    require(tokens > 0, "objective", name, "a batch with at least one supervised token")
+    error = adapter(context.codebook[ids]) - context.lm.embedding_table[ids].float()
+    value = (counts.float() / tokens) @ error.square().mean(1)
+    return Term(value / context.variance if part.measure == "fvu" else value, tokens, part.weight)
 
 
 def prompt_tokens(prompts: Sequence[list[int]], device: torch.device) -> TokenCounts:
@@ -222,7 +245,7 @@ def pad_in_place(
 
 
 @objective
-def as_found(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
+def as_found(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> dict[str, Part]:
     """The analysed code: reconstruction + cross-entropy of prompt, padding and answer, weights 1.
 
     Prompt and answer are right-padded to their budgets. Attention skips the padding; the labels do
@@ -233,29 +256,32 @@ def as_found(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext)
     supervised = torch.ones_like(real) if layout in ("as_found", "no_gap") else real
     counts = prompt_tokens(batch.prompts, context.lm.device)
     return {
-        "reconstruction": mse(adapter, counts, context, "as_found"),
-        "cross_entropy": token_ce(adapter, tokens, supervised, context, "as_found", real),
+        "reconstruction": Reconstruction(counts),
+        "cross_entropy": CrossEntropy(tokens, supervised, real),
     }
 
 
 @objective
 def option1_reconstruction(
     adapter: nn.Module, batch: TokenCounts, context: ObjectiveContext
-) -> Terms:
+) -> dict[str, Part]:
     """Fix option 1: reconstruction of prompt tokens alone, without the language model."""
-    return {"reconstruction": reconstruction(adapter, batch, context, "option1_reconstruction")}
+    return {"reconstruction": Reconstruction(batch, context.config.reconstruction_term)}
 
 
 @objective
-def option2_prompt_ce(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
+def option2_prompt_ce(
+    adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext
+) -> dict[str, Part]:
     """Fix option 2 as written: cross-entropy of the reconstructed prompt's own next tokens."""
     tokens = token_batch(batch, [[]] * len(batch), context)
-    ce = token_ce(adapter, tokens, tokens.is_prompt, context, "option2_prompt_ce")
-    return {"cross_entropy": ce}
+    return {"cross_entropy": CrossEntropy(tokens, tokens.is_prompt)}
 
 
 @objective
-def option2_on_policy(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
+def option2_on_policy(
+    adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext
+) -> dict[str, Part]:
     """Fix option 2 as meant: on answers generated from the adapter's prompt during training, KL
     from the frozen model reading the original prompt.
 
@@ -271,7 +297,7 @@ def option2_on_policy(adapter: nn.Module, batch: ExampleBatch, context: Objectiv
     pairs = zip(batch.answers, gold, strict=True)
     answers = [answer if keeps else next(generated) for answer, keeps in pairs]
     tokens = token_batch(batch, answers, context)
-    return {"kl": token_kl(adapter, tokens, context, "option2_on_policy")}
+    return {"kl": Divergence(tokens, tokens.is_answer)}
 
 
 def generate_answers(
@@ -293,27 +319,29 @@ def generate_answers(
 @objective
 def option3_teacher_forced(
     adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext
-) -> Terms:
+) -> dict[str, Part]:
     """Fix option 3: reconstruction of the prompt + cross-entropy of the answer and end token."""
-    config, name = context.config, "option3_teacher_forced"
+    config = context.config
+    term, weight = config.reconstruction_term, config.reconstruction_weight
     tokens = token_batch(batch, batch.answers, context)
-    error = reconstruction(adapter, prompt_tokens(batch.prompts, context.lm.device), context, name)
-    ce = token_ce(adapter, tokens, tokens.is_answer, context, name)
+    counts = prompt_tokens(batch.prompts, context.lm.device)
     return {
-        "reconstruction": error._replace(weight=config.reconstruction_weight),
-        "cross_entropy": ce._replace(weight=config.ce_weight),
+        "reconstruction": Reconstruction(counts, term, weight),
+        "cross_entropy": CrossEntropy(tokens, tokens.is_answer, weight=config.ce_weight),
     }
 
 
 @objective
-def answer_ce(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
+def answer_ce(
+    adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext
+) -> dict[str, Part]:
     """Control: cross-entropy of the answer and end token alone."""
     tokens = token_batch(batch, batch.answers, context)
-    return {"cross_entropy": token_ce(adapter, tokens, tokens.is_answer, context, "answer_ce")}
+    return {"cross_entropy": CrossEntropy(tokens, tokens.is_answer)}
 
 
 @objective
-def distill(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
+def distill(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> dict[str, Part]:
     """Control: on the gold answer, KL from the frozen model reading the original prompt."""
     tokens = token_batch(batch, batch.answers, context)
-    return {"kl": token_kl(adapter, tokens, context, "distill")}
+    return {"kl": Divergence(tokens, tokens.is_answer)}

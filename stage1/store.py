@@ -175,3 +175,21 @@ def git(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def read_checkpoint(path: Path, config: StudyConfig) -> dict:
+    """Return the state that a training saved, on the CPU.
+
+    Raises RecordError for a file that cannot be read or is no checkpoint of this config.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # zip, pickle and end-of-file errors alike
+        raise RecordError(
+            f"{path}: truncated or malformed ({error}); delete it to start again"
+        ) from error
+    if not isinstance(state, dict) or state.get("config") != identity(config):
+        raise RecordError(f"{path}: is no checkpoint of this config; delete it to start again")
+    return state

@@ -19,15 +19,15 @@ RANGES = {
     "zero or more": {
         "seed", "data_seed", "threads", "train_examples", "selection_examples", "weight_decay",
         "reconstruction_weight", "ce_weight", "temperature", "selection_every", "gradients_every",
-        "checkpoint_every", "equivalence_margin",
+        "checkpoint_every", "equivalence_margin", "warmup_steps", "warmup_batch",
     },
     "one or more": {
         "seeds", "processes", "test_examples", "max_prompt_tokens", "max_answer_tokens",
         "compressed_width", "epochs", "batch_size", "micro_batch_size", "max_new_tokens",
         "eval_batch_size",
     },
-    "0 to 1": {"recomputed", "warmup", "gold_fraction"},
-    "a positive number": {"max_grad_norm"},
+    "0 to 1": {"recomputed", "warmup", "gold_fraction", "warmup_uniform"},
+    "a positive number": {"max_grad_norm", "warmup_rate"},
     "a positive number, or None": {"learning_rate"},
 }  # fmt: skip
 OUTSIDE = {

@@ -52,7 +52,7 @@ def rows(config: StudyConfig, split: str) -> list[dict]:
 
 
 def almanac_table(config: StudyConfig, split: str) -> pa.Table:
-    names = config.test_names if split == "test" else "seen"
+    names = {"selection": config.selection_names, "test": config.test_names}.get(split, "seen")
     return almanac.table(getattr(config, f"{split}_examples"), config.data_seed, split, names)
 
 

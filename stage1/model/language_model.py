@@ -118,7 +118,7 @@ class FrozenLM:
 
     @contextmanager
     def unchanged(self):
-        """Raise FrozenError if a weight changes within the block, or then has or requires a gradient."""
+        """Raise FrozenError if a weight changes in the block, or then has or requires gradients."""
         before = self.checksum()
         yield self
         for name, parameter in self.model.named_parameters():

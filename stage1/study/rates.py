@@ -14,15 +14,16 @@ FALLBACK_RATE = 1.0e-3
 def learning_rate(config: StudyConfig) -> float:
     """Return the config's learning rate, or else the searched one with the highest selection F1.
 
-    Only trials of the same language model, objective, adapter and width count: those of the
-    config's preset at any budget, or else those of the nearest budget in optimizer steps. Without
-    such trials the rate is 0.001.
+    Only trials of the same language model, objective, adapter and width count, with a warm-up or
+    without one: those of the config's preset at any budget, or else those of the nearest budget in
+    optimizer steps. Without such trials the rate is 0.001.
     """
     if config.learning_rate is not None:
         return config.learning_rate
     same = names_where(config, searched=True)
     trials = pd.read_csv(LEARNING_RATES)
     trials = trials[(trials[same] == [getattr(config, name) for name in same]).all(axis=1)]
+    trials = trials[(trials["warmup_steps"] > 0) == (config.warmup_steps > 0)]
     if (trials["preset"] == config.preset).any():
         trials = trials[trials["preset"] == config.preset]
     if trials.empty:

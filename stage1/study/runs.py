@@ -20,24 +20,32 @@ from stage1.machine import processes
 from stage1.scoring import tables
 from stage1.study.preparation import Study, new_adapter, objective_context, prepare
 from stage1.training.loop import Progress, curve_table, train
+from stage1.training.warmup import warm_up
 
 
 def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progress]:
-    """Train a new adapter by the study's config, with evaluations on the selection split.
+    """Warm up and train a new adapter by the study's config, evaluated on the selection split.
 
     With `resumable`, checkpoints go to the adapter's folder and an existing one is resumed. Raises
     FrozenError if the language model changed.
     """
-    adapter = new_adapter(study)
-    checkpoint = store.adapter_folder(study.config) / "checkpoint.pt" if resumable else None
+    adapter, context = new_adapter(study), objective_context(study)
+    folder = store.adapter_folder(study.config)
+    checkpoint = folder / "checkpoint.pt" if resumable else None
+    is_started = checkpoint is not None and checkpoint.exists()
     with study.lm.unchanged():
+        warmup: list[dict] = []
+        if not is_started and processes.world_size() == 1:
+            saved = folder / "warmup.pt" if resumable else None
+            (warmup,) = warm_up([adapter], context, study.counts, checkpoint=saved)
         progress = train(
             adapter,
-            objective_context(study),
+            context,
             study.encoded["train"],
             study.counts,
             lambda trained: selection_scores(study, trained),
             checkpoint,
+            warmup=warmup,
         )
     return adapter, progress
 
@@ -88,6 +96,8 @@ def write_adapter(
     store.write_table(folder / "curve.parquet", curve)
     store.write_table(folder / "selection.parquet", pd.DataFrame(progress.selection))
     store.write_table(folder / "answers.parquet", scored)
+    if progress.warmup:
+        store.write_table(folder / "warmup.parquet", pd.DataFrame(progress.warmup))
     if progress.gradients:
         store.write_table(folder / "gradients.parquet", pd.DataFrame(progress.gradients))
     tokens = [name for name in curve.columns if name.endswith("_tokens")]
@@ -97,13 +107,15 @@ def write_adapter(
         "steps": progress.step,
         "examples_seen": int(curve["examples"].sum()),
         "tokens_supervised": {n.removesuffix("_tokens"): int(curve[n].sum()) for n in tokens},
+        "warmup_fvu": progress.warmup[-1]["fvu"] if progress.warmup else None,
         "seconds": float(curve["seconds"].sum()),
         "selection": progress.selection[-1],
         "test": tables.summary(scored, ["condition"]).to_dict("records")[0],
         "reconstruction": rebuilt,
     }
     path = store.write_record(folder / "record.json", config, results)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    for name in ("checkpoint.pt", "warmup.pt"):
+        (folder / name).unlink(missing_ok=True)
     return path
 
 

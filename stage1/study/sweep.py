@@ -2,6 +2,7 @@
 
     python -m stage1.study.sweep trials full OUT.csv --vary learning_rate 1.0e-3 3.0e-3
     python -m stage1.study.sweep runs full OUT.csv --vary ce_weight 0.1 10.0 --vary seed 0 1 2
+    python -m stage1.study.sweep runs full OUT.csv --together 28 --processes 3
     python -m stage1.study.sweep untrained full OUT.csv
 
 Every `--vary` multiplies the grid; without one for `objective`, the grid has all objectives.
@@ -10,6 +11,8 @@ keep their records in the run folders, where the notebooks look for them; finish
 repeated. Beside OUT.csv they leave the scores of every answer in OUT.parquet, shared settings and
 provenance in OUT.json, and readings of the terms' gradients, if any, in OUT.gradients.parquet.
 `untrained` scores the conditions that need no training.
+
+A GPU trains up to `--together` adapters in shared passes of the language model, in each process.
 """
 
 import argparse
@@ -20,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -34,13 +37,17 @@ from stage1.fields import options, require
 from stage1.names import OBJECTIVES
 from stage1.objectives import find
 from stage1.scoring.tables import condition_table
-from stage1.study import runs
+from stage1.study import runs, together
 from stage1.study.preparation import Study, prepare
 from stage1.study.rates import learning_rate
+from stage1.training.loop import Progress
 from stage1.training.microbatches import TrainingError
 
 PREPARED = ("data", "language model", "compression")
 """Groups of fields that a prepared study depends on; runs that differ in others share one."""
+
+TOGETHER = 28
+"""Adapters that share passes on a GPU, unless the command says otherwise."""
 
 ANSWER_COLUMNS = ["id", "title", "f1", "em", "ended", "tokens", "right_first", "right_later"]
 """Columns of every answer that a table of scores keeps."""
@@ -82,13 +89,22 @@ def prefixed(prefix: str, values: Mapping) -> dict:
 
 def trial(config: StudyConfig, fields: Sequence[str]) -> dict:
     """Return one row: the columns and the final selection scores; zero F1 for a diverged run."""
-    row = columns(config, fields)
     try:
         _, progress = runs.train_adapter(shared(config), resumable=False)
     except TrainingError as error:
-        return row | {"selection_f1": 0.0, "diverged": str(error)}
-    seconds = sum(step["seconds"] for step in progress.curve)
-    return row | prefixed("selection", progress.selection[-1]) | {"seconds": seconds}
+        return trial_row(config, fields, error)
+    return trial_row(config, fields, progress)
+
+
+def trial_row(
+    config: StudyConfig, fields: Sequence[str], outcome: Progress | TrainingError
+) -> dict:
+    row = columns(config, fields)
+    if isinstance(outcome, TrainingError):
+        return row | {"selection_f1": 0.0, "diverged": str(outcome)}
+    row |= prefixed("selection", outcome.selection[-1])
+    row["warmup_fvu"] = outcome.warmup[-1]["fvu"] if outcome.warmup else None
+    return row | {"seconds": sum(step["seconds"] for step in outcome.curve)}
 
 
 def tested(config: StudyConfig, fields: Sequence[str]) -> dict:
@@ -103,6 +119,37 @@ def tested(config: StudyConfig, fields: Sequence[str]) -> dict:
     row |= prefixed("tokens", results["tokens_supervised"])
     row |= {name: value for name, value in results.items() if not isinstance(value, dict)}
     return row | results["test"] | results["reconstruction"]
+
+
+def trial_group(configs: Sequence[StudyConfig], fields: Sequence[str]) -> list[dict]:
+    """Return the rows of trials that share passes."""
+    _, found = together.train_group(shared(configs[0]), configs)
+    outcomes = zip(configs, found, strict=True)
+    return [trial_row(config, fields, outcome) for config, outcome in outcomes]
+
+
+def tested_group(configs: Sequence[StudyConfig], fields: Sequence[str]) -> list[dict]:
+    """Return the rows of runs that share passes, and write a record of each; see `tested`."""
+    missing = [c for c in configs if not (store.adapter_folder(c) / "record.json").exists()]
+    diverged = {}
+    if missing:
+        study = shared(missing[0])
+        trained, found = together.train_group(study, missing)
+        scored = together.test_group(study, missing, trained)
+        for config, adapter, progress, results in zip(missing, trained, found, scored, strict=True):
+            if isinstance(progress, TrainingError):
+                diverged[config] = columns(config, fields) | {"diverged": str(progress)}
+            else:
+                runs.write_adapter(replace(study, config=config), adapter, progress, *results)
+    return [diverged.get(config) or tested(config, fields) for config in configs]
+
+
+def work(kind: str, configs: Sequence[StudyConfig], fields: Sequence[str]) -> list[dict]:
+    """Return the rows of some configs: alone where it is one, else in shared passes."""
+    alone = {"trials": trial, "runs": tested}[kind]
+    if len(configs) == 1:
+        return [alone(configs[0], fields)]
+    return {"trials": trial_group, "runs": tested_group}[kind](configs, fields)
 
 
 def grid(preset: str, vary: dict[str, list]) -> list[StudyConfig]:
@@ -141,23 +188,29 @@ def scores(configs: Sequence[StudyConfig]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(table.select_dtypes(["object", "string"]), "category"))
 
 
-def sweep(kind: str, configs: list[StudyConfig], table: Path, processes: int) -> None:
+def sweep(
+    kind: str, configs: list[StudyConfig], table: Path, processes: int, size: int = 1
+) -> None:
     """Run the configs in a process pool and rewrite the whole table after each of them.
+
+    Up to `size` of them share the passes of one process.
 
     A failed run does not stop the others; RuntimeError is raised at the end.
     """
     fields, rows, failures = recorded_fields(configs), [], []
-    make = partial({"trials": trial, "runs": tested}[kind], fields=fields)
     order = [*(name for name in fields if name != "seed"), "seed"]
     os.environ["TQDM_DISABLE"] = "1"  # in the pool: one bar for all runs is enough
     bar = {"total": len(configs), "desc": kind, "file": sys.stdout, "mininterval": 5}
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(make, config) for config in configs]
-        for done in tqdm(as_completed(futures), **bar):
+        groups = together.groups(configs, size)
+        futures = {pool.submit(work, kind, group, fields): group for group in groups}
+        progress = tqdm(**bar)
+        for done in as_completed(futures):
+            progress.update(len(futures[done]))
             if done.exception():
                 failures.append(done.exception())
                 continue
-            rows.append(done.result())
+            rows += done.result()
             write_csv(table, pd.DataFrame(rows).sort_values(order))
     if failures:
         message = f"{len(failures)} of {len(configs)} runs failed; the first: {failures[0]}"
@@ -201,13 +254,15 @@ def main() -> None:
         "--vary", nargs="+", action="append", default=[], metavar=("FIELD", "VALUE")
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--together", type=int, help="adapters that share passes, per process")
     given = parser.parse_args()
     vary = {field: [yaml.safe_load(value) for value in values] for field, *values in given.vary}
     if given.kind == "untrained":
         study = prepare(load_preset(given.preset))
         write_csv(given.table, condition_table(*runs.test_untrained(study)))
     else:
-        sweep(given.kind, grid(given.preset, vary), given.table, given.processes)
+        size = given.together or (TOGETHER if torch.cuda.is_available() else 1)
+        sweep(given.kind, grid(given.preset, vary), given.table, given.processes, size)
 
 
 if __name__ == "__main__":

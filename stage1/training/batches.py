@@ -23,12 +23,17 @@ def steps_per_epoch(config: StudyConfig, examples: int) -> int:
     return math.ceil(examples / config.batch_size)
 
 
-def examples_at(config: StudyConfig, encoded: Encoded, step: int) -> ExampleBatch:
-    """Return the batch of one step; every epoch shuffles the examples anew."""
+def indices_at(config: StudyConfig, examples: int, step: int) -> Int64[np.ndarray, " B"]:
+    """Return the examples that one step reads; every epoch shuffles them anew."""
     assert config.batch_size != "auto"
-    epoch, index = divmod(step, steps_per_epoch(config, len(encoded)))
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(encoded))
-    chosen = order[index * config.batch_size : (index + 1) * config.batch_size]
+    epoch, index = divmod(step, steps_per_epoch(config, examples))
+    order = np.random.default_rng([config.seed, epoch]).permutation(examples)
+    return order[index * config.batch_size : (index + 1) * config.batch_size]
+
+
+def examples_at(config: StudyConfig, encoded: Encoded, step: int) -> ExampleBatch:
+    """Return the batch of one step."""
+    chosen = indices_at(config, len(encoded), step)
     gold = round(config.gold_fraction * len(chosen))
     keeps_gold = [i < gold for i in range(len(chosen))]
     prompts = [encoded.prompts[i] for i in chosen]

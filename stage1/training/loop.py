@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,8 @@ class Progress:
     """One row per evaluation on the selection split: `step` and its scores."""
     gradients: list[dict]
     """One row per term and gradient reading: `step` and the columns of `gradients.readings`."""
+    warmup: list[dict] = field(default_factory=list)
+    """Readings of the reconstruction warm-up: `step`, and the `fvu` before it."""
 
 
 @dataclass
@@ -171,13 +173,15 @@ def train(
     selection_scores: SelectionScores,
     checkpoint: Path | None = None,
     objective: Objective | None = None,
+    warmup: list[dict] | None = None,
 ) -> Progress:
     """Train the adapter in place, by the config's objective or the given function.
 
     `counts` are the training prompts' token counts; the config's learning rate must be set.
     `selection_scores` evaluates the adapter on the selection split before the first step, every
     `selection_every` steps and after the last. With a checkpoint path, the state is saved there
-    every `checkpoint_every` steps and resumed from. Raises TrainingError for a loss that is not
+    every `checkpoint_every` steps and resumed from; `warmup` is the curve of the adapter's warm-up,
+    which it keeps. Raises TrainingError for a loss that is not
     finite or explodes, RecordError for a checkpoint of another config, and ValueError without
     training examples.
     """
@@ -187,6 +191,7 @@ def train(
     loop = set_up(adapter, context, steps, checkpoint, objective)
     distribution = batches.token_distribution(counts)
     progress, is_first, device = loop.progress, processes.rank() == 0, context.lm.device
+    progress.warmup = progress.warmup or warmup or []
     if not progress.selection:
         progress.selection.append({"step": 0} | selection_scores(adapter))
     bar = {"desc": config.objective, "initial": progress.step, "total": steps}
@@ -214,16 +219,7 @@ def resume(checkpoint: Path, loop: Loop) -> None:
 
     Raises RecordError for a file that cannot be read or is no checkpoint of this config.
     """
-    try:
-        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except Exception as error:  # zip, pickle and end-of-file errors alike
-        raise store.RecordError(
-            f"{checkpoint}: truncated or malformed ({error}); delete it to start again"
-        ) from error
-    if not isinstance(state, dict) or state.get("config") != store.identity(loop.config):
-        raise store.RecordError(
-            f"{checkpoint}: is no checkpoint of this config; delete it to start again"
-        )
+    state = store.read_checkpoint(checkpoint, loop.config)
     for name, part in loop.state.items():
         part.load_state_dict(state[name])
     loop.progress = Progress(**state["progress"])

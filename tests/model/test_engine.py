@@ -217,7 +217,7 @@ def test_checkpointing_is_enabled_without_a_warning_and_by_its_old_name_where_ne
     fresh, monkeypatch
 ):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", FutureWarning)
         fresh(recomputed=1.0)
     options = []
     monkeypatch.delattr(PreTrainedModel, "activation_checkpointing_enable", raising=False)

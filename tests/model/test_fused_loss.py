@@ -187,4 +187,4 @@ def test_compiled_losses_match(hidden, head, targets, teacher, monkeypatch, chun
         result = value_and_gradient(partial(loss, compile=True), hidden, head)
         expected = value_and_gradient(loss, hidden, head)
         torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
-    assert compiled == [fused_loss.summed_ce, fused_loss.summed_kl]
+    assert compiled == [fused_loss.ce_and_gradient, fused_loss.kl_and_gradient]

@@ -1,0 +1,57 @@
+"""Evaluation of many adapters in shared passes of the language model."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from stage1.config import StudyConfig
+from stage1.corpus.prompts import Encoded
+from stage1.evaluation.conditions import evaluate, score_answers, teacher_forced
+from stage1.model.generation import generate
+from stage1.model.language_model import FrozenLM
+
+BATCH = 2_048
+"""Prompts of small language models that a GPU generates for at a time."""
+
+
+def evaluate_together(
+    lm: FrozenLM,
+    encoded: Encoded,
+    conditions: Sequence[str],
+    tables: Float[Tensor, "S V D"],
+    config: StudyConfig,
+) -> list[pd.DataFrame]:
+    """Return what `evaluate` returns for every condition and its table.
+
+    Conditions share batches on a GPU alone: on a CPU larger batches gain nothing.
+    """
+    if lm.device.type == "cuda":
+        return evaluate_in_shared_batches(lm, encoded, conditions, tables, config)
+    pairs = zip(conditions, tables, strict=True)
+    return [evaluate(lm, encoded, name, table, config, "") for name, table in pairs]
+
+
+def evaluate_in_shared_batches(
+    lm: FrozenLM,
+    encoded: Encoded,
+    conditions: Sequence[str],
+    tables: Float[Tensor, "S V D"],
+    config: StudyConfig,
+) -> list[pd.DataFrame]:
+    """Return the same from batches that hold prompts of all conditions.
+
+    A prompt's token ids are offset by its condition's place in the stack of tables.
+    """
+    V, flat, batch = tables.shape[1], tables.flatten(0, 1), max(config.eval_batch_size, BATCH)
+    prompts = []
+    for row in range(len(tables)):
+        prompts += [[token + row * V for token in prompt] for prompt in encoded.prompts]
+    answers = generate(lm, prompts, lambda ids: embedding(ids, flat), config.max_new_tokens, batch)
+    frames, count = [], len(encoded)
+    for row, name in enumerate(conditions):
+        scored = score_answers(encoded, answers[row * count : (row + 1) * count], name)
+        frames.append(scored.assign(**teacher_forced(lm, encoded, tables[row], batch)))
+    return frames

@@ -1,0 +1,65 @@
+"""Token rows of a whole training set, laid out on the device once; steps gather batches there."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Int64
+from torch import Tensor
+from torch.nn.functional import pad
+
+from stage1.objectives import CrossEntropy, Divergence
+
+
+class Rows(NamedTuple):
+    """Token rows and what each position is; padding comes last in a row."""
+
+    ids: Int[Tensor, "R T"]
+    is_prompt: Bool[Tensor, "R T"]
+    predicts: Bool[Tensor, "R T"]
+    """Positions whose logits predict a supervised token."""
+    visible: Bool[Tensor, "R T"]
+    """Positions that attention may read."""
+
+    def gather(self, index: Int64[Tensor, " B"], length: int) -> "Rows":
+        """Return the rows at these indices, cut to a length."""
+        return Rows(*(tensor[index, :length] for tensor in self))
+
+    def padded(self, length: int, pad_token: int) -> "Rows":
+        """Return the rows padded to a length."""
+        room = length - self.ids.shape[1]
+        values = (pad_token, False, False, True)
+        pairs = zip(self, values, strict=True)
+        return Rows(*(pad(tensor, (0, room), value=value) for tensor, value in pairs))
+
+
+def join(parts: Sequence[Rows], pad_token: int) -> Rows:
+    """Return all rows in one batch, padded to the longest."""
+    length = max(rows.ids.shape[1] for rows in parts)
+    padded = [rows.padded(length, pad_token) for rows in parts]
+    return Rows(*map(torch.cat, zip(*padded, strict=True)))
+
+
+class Layout(NamedTuple):
+    """The rows that one part of an objective reads, and what the host knows of them."""
+
+    rows: Rows
+    supervised: Int64[np.ndarray, " R"]
+    """Supervised tokens of every row. On the host, so that no step waits for the device."""
+    lengths: Int64[np.ndarray, " R"]
+    """Positions of every row up to the last one that matters."""
+    is_masked: bool
+    """Whether padding stands among the tokens, so that attention needs a mask."""
+
+
+def layout_of(part: CrossEntropy | Divergence, name: str) -> Layout:
+    """Lay out a part; `name` is the objective's, for the error where nothing is supervised."""
+    tokens, visible = part.tokens, part.attention_mask
+    predicts = tokens.predictors(part.supervised, name)
+    everything = torch.ones_like(predicts)
+    rows = Rows(tokens.ids, tokens.is_prompt, predicts, everything if visible is None else visible)
+    used = (tokens.is_prompt | predicts).cpu().numpy()
+    last = used.shape[1] - used[:, ::-1].argmax(1)
+    lengths = np.minimum(last + 1, used.shape[1])  # the position after the last holds its target
+    return Layout(rows, predicts.sum(1).cpu().numpy(), lengths, visible is not None)

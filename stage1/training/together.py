@@ -1,0 +1,318 @@
+"""Many adapters at once: one pass of the language model reads the rows of all.
+
+A small language model leaves a GPU idle. Here the batches of S adapters, which may differ in seed,
+objective, start, rates and weights, are the rows of one pass. Losses stay apart: every adapter has
+its own terms, clipping, learning rate and curve, and ends where it ends alone, up to rounding.
+Readings of gradients, balancing rules and checkpoints are left to `loop.train`, for one adapter.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import embedding
+from tqdm import tqdm
+
+from stage1 import names
+from stage1.adapter import Adapter
+from stage1.config import StudyConfig
+from stage1.corpus.prompts import Encoded
+from stage1.model import fused_loss
+from stage1.model.greedy import greedy_ids
+from stage1.objectives import (
+    PARTS,
+    Batch,
+    Divergence,
+    ExampleBatch,
+    ObjectiveContext,
+    Reconstruction,
+    Term,
+    Terms,
+)
+from stage1.training.batches import (
+    examples_at,
+    indices_at,
+    steps_per_epoch,
+    token_distribution,
+    tokens_at,
+)
+from stage1.training.layouts import Layout, Rows, join, layout_of
+from stage1.training.loop import Progress, check_values, curve_row
+from stage1.training.microbatches import TrainingError
+from stage1.training.observer import is_due
+from stage1.training.stacked import StackedAdapters
+
+ManyScores = Callable[[Sequence[Adapter]], list[dict]]
+Tables = Float[Tensor, "S V D"]
+
+
+@dataclass
+class Member:
+    """One adapter of a group: its config, what its objective is made of, its progress."""
+
+    config: StudyConfig
+    reconstructions: dict[str, Reconstruction]
+    layouts: dict[str, Layout]
+    """Rows of the whole training set, for the terms that pass through the language model."""
+    weights: dict[str, float]
+    """The weight of every such term."""
+    divergences: set[str]
+    """Which of them are KL divergences; the others are cross-entropies."""
+    progress: Progress = field(default_factory=lambda: Progress(0, [], [], []))
+    error: TrainingError | None = None
+
+    @property
+    def objective(self) -> names.Objective:
+        return names.OBJECTIVES[self.config.objective]
+
+
+class Reading(NamedTuple):
+    """What the language model reads in one step for one term of one member."""
+
+    member: int
+    term: str
+    weight: float
+    is_kl: bool
+    layout: Layout
+    chosen: Int64[np.ndarray, " B"]
+    """Rows of the layout."""
+
+    @property
+    def supervised(self) -> int:
+        return int(self.layout.supervised[self.chosen].sum())
+
+
+class Group:
+    """Adapters with one language model, codebook, training set and budget, trained together."""
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        contexts: Sequence[ObjectiveContext],
+        encoded: Encoded,
+        counts: Int64[np.ndarray, " V"],
+    ):
+        configs = [context.config for context in contexts]
+        rates = [config.learning_rate or 0.0 for config in configs]
+        self.context, self.encoded = contexts[0], encoded
+        self.distribution = token_distribution(counts)
+        self.prompts = [np.asarray(prompt) for prompt in encoded.prompts]
+        self.steps = configs[0].epochs * steps_per_epoch(configs[0], len(encoded))
+        self.stack = StackedAdapters(adapters, configs, rates, self.steps)
+        self.made: dict[tuple, Layout] = {}
+        self.members = [self.member(contexts[i]) for i in self.stack.order]
+
+    def member(self, context: ObjectiveContext) -> Member:
+        """Describe an adapter by its config; layouts are shared by all that read the same rows."""
+        config, encoded = context.config, self.encoded
+        batch: Batch = ExampleBatch(encoded.prompts, encoded.answers, [True] * len(encoded))
+        if names.OBJECTIVES[config.objective].reads == "tokens":
+            batch = tokens_at(config, self.distribution, 1, 0, context.lm.device)
+        member = Member(config, {}, {}, {}, set())
+        for term, part in PARTS[config.objective](self.stack.template, batch, context).items():
+            if isinstance(part, Reconstruction):
+                member.reconstructions[term] = part
+                continue
+            key = config.objective, config.padding_layout, term
+            if key not in self.made:
+                self.made[key] = layout_of(part, config.objective)
+            member.layouts[term], member.weights[term] = self.made[key], part.weight
+            if isinstance(part, Divergence):
+                member.divergences.add(term)
+        return member
+
+    # ---------------------------------------------------------------- one step
+
+    def take_step(self, step: int) -> None:
+        """Take one optimizer step of every member and write its row of the curve."""
+        begin, running = time.perf_counter(), sum(member.error is None for member in self.members)
+        rates, terms = self.stack.rates(), self.backward(step)
+        norms = self.stack.step()
+        self.stack.schedule.step()
+        values = read_values(terms, norms)
+        seconds = (time.perf_counter() - begin) / max(1, running)
+        for member, each, numbers, rate in zip(self.members, terms, values, rates, strict=True):
+            if member.error is None:
+                examples = len(indices_at(member.config, len(self.encoded), step))
+                about = {"step": step, "learning_rate": rate, "examples": examples}
+                record_step(member, each, numbers, about | {"seconds": seconds})
+
+    def backward(self, step: int) -> list[Terms]:
+        """Add the gradients of all members' losses; return their terms."""
+        tables = self.stack.decode(self.context.codebook)
+        terms: list[Terms] = [{} for _ in self.members]
+        loss = self.add_reconstructions(step, tables, terms)
+        readings = self.readings(step, tables)
+        if readings:
+            loss = loss + self.add_language_model_terms(readings, tables, terms)
+        loss.backward()
+        return terms
+
+    def add_reconstructions(self, step: int, tables: Tables, terms: list[Terms]) -> Tensor:
+        """Add the members' reconstruction terms; return their weighted sum."""
+        loss, table = tables.new_zeros(()), self.context.lm.embedding_table.float()
+        shares: dict[tuple, tuple[Tensor, int]] = {}
+        for row, member in enumerate(self.members):
+            for name, part in member.reconstructions.items():
+                key = member.config.seed, member.objective.reads
+                if key not in shares:
+                    counts = self.token_counts(member, step)
+                    tokens = int(counts.sum())
+                    shares[key] = torch.from_numpy(counts / tokens).to(tables), tokens
+                share, tokens = shares[key]
+                value = share @ (tables[row] - table).square().mean(1)
+                if part.measure == "fvu":
+                    value = value / self.context.variance
+                terms[row][name] = Term(value, tokens, part.weight)
+                loss = loss + part.weight * value
+        return loss
+
+    def token_counts(self, member: Member, step: int) -> Int64[np.ndarray, " V"]:
+        """Return how often each token counts in the member's reconstruction error."""
+        config, V = member.config, len(self.context.codebook)
+        index = indices_at(config, len(self.encoded), step)
+        if member.objective.reads == "tokens":
+            tokens = round(len(index) * self.distribution.total / len(self.encoded))
+            drawn = tokens_at(config, self.distribution, tokens, step, torch.device("cpu"))
+            return np.bincount(drawn.ids, drawn.counts, V).astype(np.int64)
+        return np.bincount(np.concatenate([self.prompts[i] for i in index]), minlength=V)
+
+    def readings(self, step: int, tables: Tables) -> list[Reading]:
+        """Return what every member's objective reads, cross-entropies before divergences."""
+        readings, generated = [], self.generated_layouts(step, tables)
+        for row, member in enumerate(self.members):
+            index = indices_at(member.config, len(self.encoded), step)
+            for term, layout in member.layouts.items():
+                if row in generated:
+                    layout, index = generated[row][term], np.arange(len(index))
+                is_kl = term in member.divergences
+                readings.append(Reading(row, term, member.weights[term], is_kl, layout, index))
+        return sorted(readings, key=lambda reading: reading.is_kl)
+
+    def generated_layouts(self, step: int, tables: Tables) -> dict[int, dict[str, Layout]]:
+        """Lay out answers generated now, for members that train on them; one decoding serves all.
+
+        A prompt's token ids are offset by its member's place in the stack of tables.
+        """
+        V, flat = tables.shape[1], tables.detach().flatten(0, 1)
+        batches, answers, asked = {}, {}, []
+        for row, member in enumerate(self.members):
+            if member.objective.generates:
+                batches[row] = examples_at(member.config, self.encoded, step)
+                answers[row] = list(batches[row].answers)
+                keeps_gold = batches[row].keeps_gold or []
+                asked += [(row, i) for i, keeps in enumerate(keeps_gold) if not keeps]
+        if asked:
+            prompts = [[token + row * V for token in batches[row].prompts[i]] for row, i in asked]
+            longest = self.context.config.max_new_tokens
+            own = greedy_ids(self.context.lm, prompts, lambda ids: embedding(ids, flat), longest)
+            for (row, i), answer in zip(asked, own, strict=True):
+                answers[row][i] = answer
+        layouts = {}
+        for row, batch in batches.items():
+            name = self.members[row].config.objective
+            supervised = ExampleBatch(batch.prompts, answers[row], [True] * len(batch))
+            parts = PARTS[name](self.stack.template, supervised, self.context)
+            layouts[row] = {
+                term: layout_of(part, name)
+                for term, part in parts.items()
+                if not isinstance(part, Reconstruction)
+            }
+        return layouts
+
+    def add_language_model_terms(
+        self, readings: Sequence[Reading], tables: Tables, terms: list[Terms]
+    ) -> Tensor:
+        """Add the terms that one pass of the language model gives; return their weighted sum."""
+        lm, device = self.context.lm, tables.device
+        rows, owners = self.gather(readings, device)
+        original = lm.embed(rows.ids).to(tables.dtype)
+        adapted = embedding(rows.ids + owners[:, None] * tables.shape[1], tables.flatten(0, 1))
+        is_masked = any(reading.layout.is_masked for reading in readings)
+        inputs = torch.where(rows.is_prompt[..., None], adapted, original)
+        hidden = lm.hidden(inputs, rows.predicts, rows.visible if is_masked else None)
+        targets = rows.ids.roll(-1, 1)[rows.predicts]
+        sizes = torch.tensor([reading.supervised for reading in readings])
+        scales = torch.tensor([reading.weight for reading in readings]) / sizes
+        weights = scales.repeat_interleave(sizes).to(device)
+        is_ce = [not reading.is_kl for reading in readings]
+        ce = int(sizes[: sum(is_ce)].sum())  # positions of cross-entropies come first
+        loss, losses = fused_loss.weighted_cross_entropy(
+            hidden[:ce], lm.head, targets[:ce], weights[:ce]
+        )
+        if not all(is_ce):
+            first = sum(len(reading.chosen) for reading in readings if not reading.is_kl)
+            with torch.no_grad():
+                teacher = lm.hidden(original[first:], rows.predicts[first:])
+            kl, more = fused_loss.weighted_kl(hidden[ce:], lm.head, teacher, weights[ce:])
+            loss, losses = loss + kl, torch.cat([losses, more])
+        for reading, own in zip(readings, losses.split(sizes.tolist()), strict=True):
+            term = Term(own.mean(), reading.supervised, reading.weight)
+            terms[reading.member][reading.term] = term
+        return loss
+
+    def gather(
+        self, readings: Sequence[Reading], device: torch.device
+    ) -> tuple[Rows, Int64[Tensor, " R"]]:
+        """Return the rows of all readings, and the member whose prompt each one holds."""
+        parts, owners = [], []
+        for reading in readings:
+            length = int(reading.layout.lengths[reading.chosen].max())
+            index = torch.from_numpy(reading.chosen).to(device)
+            parts.append(reading.layout.rows.gather(index, length))
+            owners += [reading.member] * len(reading.chosen)
+        return join(parts, self.context.lm.pad_token), torch.tensor(owners, device=device)
+
+    def record_selection(self, step: int, selection_scores: ManyScores) -> None:
+        """Write every member's scores on the selection split."""
+        self.stack.write_back()
+        scores = selection_scores(self.stack.adapters)
+        for member, row in zip(self.members, scores, strict=True):
+            member.progress.selection.append({"step": step} | row)
+
+
+def read_values(terms: Sequence[Terms], norms: Float[Tensor, " S"]) -> list[dict[str, float]]:
+    """Return every member's terms and gradient norm as numbers, in one transfer."""
+    flat = [term.value.detach() for each in terms for term in each.values()]
+    numbers = iter(torch.cat([torch.stack(flat), norms]).tolist())
+    values = [{name: next(numbers) for name in each} for each in terms]
+    return [each | {"gradient_norm": next(numbers)} for each in values]
+
+
+def record_step(member: Member, terms: Terms, values: dict[str, float], about: dict) -> None:
+    """Write a member's row of the curve, or the error where it diverged."""
+    try:
+        check_values(values, member.progress.curve, about["step"])
+    except TrainingError as error:
+        member.error = error
+        return
+    member.progress.curve.append(curve_row(terms, values) | about)
+    member.progress.step = about["step"] + 1
+
+
+def train_together(
+    adapters: Sequence[Adapter],
+    contexts: Sequence[ObjectiveContext],
+    encoded: Encoded,
+    counts: Int64[np.ndarray, " V"],
+    selection_scores: ManyScores,
+) -> list[Progress | TrainingError]:
+    """Train the adapters in place, each by its own context's config, as `loop.train` does.
+
+    The contexts share language model, codebook, budget and batch size. `selection_scores` measures
+    several adapters. An adapter that diverges leaves its TrainingError; the others go on.
+    """
+    group, every = Group(adapters, contexts, encoded, counts), contexts[0].config.selection_every
+    group.record_selection(0, selection_scores)
+    for step in tqdm(range(group.steps), desc=f"{len(adapters)} adapters", file=sys.stdout):
+        group.take_step(step)
+        if step + 1 == group.steps or is_due(every, step + 1):
+            group.record_selection(step + 1, selection_scores)
+    members = dict(zip(group.stack.order, group.members, strict=True))
+    return [members[i].error or members[i].progress for i in range(len(adapters))]

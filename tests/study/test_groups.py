@@ -1,0 +1,89 @@
+"""Groups of adapters that share passes, and the rows that a sweep makes of them."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+
+from stage1 import store, study
+from stage1.config import StudyConfig
+from stage1.study import sweep, together
+from stage1.training.warmup import warm_up
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    return tiny_config.replace(
+        train_examples=16, selection_examples=6, test_examples=6, epochs=1, warmup_steps=3
+    )
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAGE1_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def test_groups_hold_what_can_share_passes():
+    config = StudyConfig()
+    alike = [
+        config.replace(seed=seed, objective="distill", learning_rate=0.1) for seed in (0, 1, 2)
+    ]
+    other = config.replace(train_examples=7)
+    alone = [config.replace(gradients_every=10), config.replace(balancing="uncertainty")]
+    found = together.groups([*alike, other, *alone, config], 3)
+    assert [sorted(group, key=str) for group in found] == [
+        sorted(alike, key=str), [config], [other], [alone[0]], [alone[1]]
+    ]  # fmt: skip
+
+
+def test_equal_starts_are_warmed_up_once_and_others_apart(config, monkeypatch):
+    prepared, calls = study.prepare(config), []
+
+    def counted(adapters, context, *arguments, **options):
+        calls.append((len(adapters), context.config.warmup_steps))
+        return warm_up(adapters, context, *arguments, **options)
+
+    monkeypatch.setattr(together, "warm_up", counted)
+    configs = [
+        config,
+        config.replace(objective="distill", learning_rate=1.0),
+        config.replace(seed=1),
+        config.replace(warmup_steps=2),
+        config.replace(warmup_steps=0),
+    ]
+    made, curves = together.warmed_adapters(prepared, configs)
+    assert calls == [(2, 3), (1, 2), (1, 0)]
+    assert [len(curve) for curve in curves] == [3, 3, 3, 2, 0]
+    flat = [torch.cat([p.flatten() for p in adapter.parameters()]) for adapter in made]
+    assert torch.equal(flat[0], flat[1]) and made[0] is not made[1]
+    untouched = study.new_adapter(dataclasses.replace(prepared, config=configs[-1]))
+    assert torch.equal(flat[4], torch.cat([p.flatten() for p in untouched.parameters()]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["trials", "runs"])
+def test_rows_of_a_group_are_those_of_adapters_alone(config, runs, monkeypatch, kind):
+    configs = [
+        config.replace(objective="answer_ce"),
+        config.replace(objective="option3_teacher_forced", seed=1, initialisation="random"),
+    ]
+    fields = sweep.recorded_fields(configs)
+    shared = sweep.work(kind, configs, fields)
+    records = {c: (store.adapter_folder(c) / "record.json").exists() for c in configs}
+    assert set(records.values()) == {kind == "runs"}
+    monkeypatch.setenv("STAGE1_RUNS", str(runs / "alone"))
+    alone = [row for one in configs for row in sweep.work(kind, [one], fields)]
+    first, second = (pd.DataFrame(rows).drop(columns="seconds") for rows in (shared, alone))
+    numbers = first.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(first[numbers], second[numbers], rtol=5e-3, atol=1e-3)
+    assert set(first) == set(second)
+
+
+def test_a_finished_run_of_a_group_is_not_repeated(config, runs, monkeypatch):
+    configs = [config, config.replace(seed=1)]
+    fields = sweep.recorded_fields(configs)
+    first = sweep.work("runs", configs, fields)
+    monkeypatch.setattr(together, "train_group", lambda *_: pytest.fail("trained again"))
+    assert sweep.work("runs", configs, fields) == first

@@ -1,0 +1,153 @@
+"""Many adapters at once: each ends where it ends alone, whatever the others do."""
+
+import pytest
+import torch
+
+from stage1 import adapter as adapters
+from stage1 import study
+from stage1.names import OBJECTIVES
+from stage1.training.loop import train
+from stage1.training.microbatches import TrainingError
+from stage1.training.together import train_together
+
+ADAPTERS = [
+    {
+        "objective": name,
+        "seed": place % 2,
+        "learning_rate": rate,
+        "initialisation": start,
+        "output_scaling": scaling,
+    }
+    for place, (name, rate, start, scaling) in enumerate(
+        zip(
+            OBJECTIVES,
+            (1.0e-3, 3.0e-3, 1.0e-3, 1.0e-2, 3.0e-3, 1.0e-3, 1.0e-2),
+            (
+                "pca_inverse",
+                "random",
+                "pca_inverse",
+                "random",
+                "pca_inverse",
+                "random",
+                "pca_inverse",
+            ),
+            (
+                "calibrated",
+                "unit_rms",
+                "unit_rms",
+                "calibrated",
+                "calibrated",
+                "calibrated",
+                "unit_rms",
+            ),
+            strict=True,
+        )
+    )
+]
+"""One adapter per objective, with different seeds, starts and rates."""
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_config):
+    return study.prepare(
+        tiny_config.replace(train_examples=20, batch_size=8, epochs=2, selection_every=2)
+    )
+
+
+def flat(adapter) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in adapter.parameters()])
+
+
+def contexts_of(prepared, changes: list[dict]) -> list:
+    return [
+        study.objective_context(prepared, prepared.config.replace(**change)) for change in changes
+    ]
+
+
+def made(prepared, contexts) -> list:
+    table, counts = prepared.lm.embedding_table, torch.from_numpy(prepared.counts)
+    return [
+        adapters.make(prepared.compression, table, counts, context.config) for context in contexts
+    ]
+
+
+def at_once(prepared, changes: list[dict]):
+    contexts = contexts_of(prepared, changes)
+    trained = made(prepared, contexts)
+    found = train_together(
+        trained, contexts, prepared.encoded["train"], prepared.counts, lambda some: [{}] * len(some)
+    )
+    return trained, found
+
+
+def alone(prepared, change: dict):
+    (context,) = contexts_of(prepared, [change])
+    (adapter,) = made(prepared, [context])
+    return adapter, train(
+        adapter, context, prepared.encoded["train"], prepared.counts, lambda _: {}
+    )
+
+
+def test_every_objective_ends_where_it_ends_alone(prepared):
+    trained, found = at_once(prepared, ADAPTERS)
+    for change, adapter, progress in zip(ADAPTERS, trained, found, strict=True):
+        expected, own = alone(prepared, change)
+        assert torch.allclose(flat(adapter), flat(expected), atol=2e-4), change
+        assert progress.step == own.step == 6
+        assert progress.selection == own.selection
+        for here, there in zip(progress.curve, own.curve, strict=True):
+            assert here.keys() == there.keys()
+            for name in here.keys() - {"seconds"}:
+                assert here[name] == pytest.approx(there[name], rel=2e-3), (change, name)
+
+
+def test_weights_norms_and_layouts_are_each_adapters_own(prepared):
+    changes = [
+        {
+            "objective": "option3_teacher_forced",
+            "reconstruction_weight": 100.0,
+            "learning_rate": 1.0e-3,
+        },
+        {
+            "objective": "option3_teacher_forced",
+            "reconstruction_term": "fvu",
+            "ce_weight": 0.1,
+            "learning_rate": 1.0e-3,
+        },
+        {
+            "objective": "answer_ce",
+            "max_grad_norm": 0.01,
+            "weight_decay": 0.5,
+            "learning_rate": 1.0e-2,
+        },
+        {"objective": "as_found", "padding_layout": "no_padding", "learning_rate": 1.0e-3},
+        {"objective": "as_found", "padding_layout": "no_gap", "learning_rate": 1.0e-3},
+    ]
+    trained, _ = at_once(prepared, changes)
+    for change, adapter in zip(changes, trained, strict=True):
+        expected, _ = alone(prepared, change)
+        assert torch.allclose(flat(adapter), flat(expected), atol=2e-4), change
+
+
+def test_the_others_do_not_change_an_adapter(prepared):
+    change = {"objective": "answer_ce", "learning_rate": 1.0e-3}
+    (single,), _ = at_once(prepared, [change])
+    with_others, _ = at_once(
+        prepared, [{"objective": "distill", "seed": 5, "learning_rate": 1.0e-1}, change]
+    )
+    assert torch.allclose(flat(single), flat(with_others[1]), atol=2e-5)
+
+
+def test_an_adapter_that_diverges_leaves_its_error_and_the_others_go_on(prepared):
+    good = {"objective": "answer_ce", "learning_rate": 1.0e-3}
+    bad = {
+        "objective": "option3_teacher_forced",
+        "learning_rate": 1.0e9,
+        "max_grad_norm": 1.0e9,
+        "warmup": 0.0,
+    }
+    trained, found = at_once(prepared, [bad, good | {"warmup": 0.0}])
+    assert isinstance(found[0], TrainingError) and "expected a finite number" in str(found[0])
+    expected, _ = alone(prepared, good | {"warmup": 0.0})
+    assert found[1].step == 6
+    assert torch.allclose(flat(trained[1]), flat(expected), atol=2e-4)
