@@ -25,6 +25,7 @@ def quiet_machine(tmp_path_factory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAGE1_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("OMP_NUM_THREADS", "1")  # in processes that a test starts, too
         yield
 
 

@@ -107,12 +107,13 @@ def write_adapter(
         "steps": progress.step,
         "examples_seen": int(curve["examples"].sum()),
         "tokens_supervised": {n.removesuffix("_tokens"): int(curve[n].sum()) for n in tokens},
-        "warmup_fvu": progress.warmup[-1]["fvu"] if progress.warmup else None,
         "seconds": float(curve["seconds"].sum()),
         "selection": progress.selection[-1],
         "test": tables.summary(scored, ["condition"]).to_dict("records")[0],
         "reconstruction": rebuilt,
     }
+    if progress.warmup:
+        results["warmup_fvu"] = progress.warmup[-1]["fvu"]
     path = store.write_record(folder / "record.json", config, results)
     for name in ("checkpoint.pt", "warmup.pt"):
         (folder / name).unlink(missing_ok=True)

@@ -103,7 +103,8 @@ def trial_row(
     if isinstance(outcome, TrainingError):
         return row | {"selection_f1": 0.0, "diverged": str(outcome)}
     row |= prefixed("selection", outcome.selection[-1])
-    row["warmup_fvu"] = outcome.warmup[-1]["fvu"] if outcome.warmup else None
+    if outcome.warmup:
+        row["warmup_fvu"] = outcome.warmup[-1]["fvu"]
     return row | {"seconds": sum(step["seconds"] for step in outcome.curve)}
 
 

@@ -105,10 +105,8 @@ def about(passage: int, count: int, length: int = 40, size: int = 6) -> list[lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "condition, size",
-    [(name, size) for name in ("text", "embeddings", "K=4") for size in (7, 64)] + [("text", 1)],
-)
+@pytest.mark.parametrize("condition", ["text", "embeddings", "K=4"])
+@pytest.mark.parametrize("size", [7, 64])
 def test_answers_match_generate_ids(lm, prompts, conditions, plain, condition, size):
     answers = generate(lm, prompts, conditions[condition], batch_size=size)
     assert answers == [read_answer(lm, row) for row in plain[condition]]
@@ -128,9 +126,9 @@ def test_answers_end_from_original_embeddings_and_mostly_not_from_broken_ones(lm
 @pytest.mark.parametrize("share", [True, False])
 def test_rows_of_one_batch_match_generate_ids_with_their_end_token(lm, prompts, share):
     with watch(lm) as shapes:
-        rows = greedy_ids(lm, prompts[:48], None, 20, share)
-    assert rows == generate_ids(lm, prompts[:48], None, 20)
-    assert (shapes[0][0] < 48) == share  # prefixes come first
+        rows = greedy_ids(lm, prompts[:32], None, 20, share)
+    assert rows == generate_ids(lm, prompts[:32], None, 20)
+    assert (shapes[0][0] < 32) == share  # prefixes come first
 
 
 def test_prompts_of_a_chat_template_are_answered_alike(lm, tokenizer, monkeypatch):

@@ -132,7 +132,7 @@ def test_a_checkpoint_is_deleted_only_after_the_record_is_written(config, prepar
 
 
 def test_a_training_that_changes_the_language_model_is_detected(prepared, tiny_lm, monkeypatch):
-    def spoil(*arguments):
+    def spoil(*arguments, **options):
         tiny_lm.embedding_table.data[5, 5] += 1
         return Progress(0, [], [], [])
 
@@ -187,6 +187,14 @@ def test_a_committed_adapter_of_another_run_is_not_used(config, committed, chang
 def test_criteria_do_not_make_another_run(config, committed):
     changed = config.replace(target_f1=60.0, script_f1=55.0, seeds=4)
     assert store.committed_adapter(changed) == committed
+
+
+def test_several_processes_do_not_keep_an_earlier_record(config, prepared, finished, monkeypatch):
+    launched = []
+    launch = lambda one: launched.append((one.processes, finished.exists()))  # noqa: E731
+    monkeypatch.setattr(runs.processes, "launch", launch)
+    assert study.obtain(replace(prepared, config=config.replace(processes=2))) == finished
+    assert launched == [(2, False)]
 
 
 # ---------------------------------------------------------------- runs

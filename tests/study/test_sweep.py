@@ -20,7 +20,7 @@ MEASURES = ["f1", "em", "ended", "ce_first", "ce_later", "right_first", "right_l
 RECORDED = {
     "preset", "seed", "train_examples", "language_model", "compressed_width", "initialisation",
     "output_scaling", "objective", "epochs", "batch_size", "learning_rate",
-    "reconstruction_weight", "reconstruction_term", "balancing",
+    "reconstruction_weight", "reconstruction_term", "balancing", "warmup_steps",
 }  # fmt: skip
 
 
@@ -58,12 +58,12 @@ def out_of_memory(monkeypatch):
     """Trainings that fail once each for the seeds put into this list; returns the seeds trained."""
     train, failing, trained = runs.train, [], []
 
-    def broken(adapter, context, *rest):
+    def broken(adapter, context, *rest, **options):
         trained.append(context.config.seed)
         if context.config.seed in failing:
             failing.remove(context.config.seed)
             raise MemoryError("no room")
-        return train(adapter, context, *rest)
+        return train(adapter, context, *rest, **options)
 
     monkeypatch.setattr(runs, "train", broken)
     return failing, trained
@@ -182,9 +182,9 @@ def command(monkeypatch):
 def test_the_command_varies_fields_by_their_yaml_values(command, tmp_path):
     table = tmp_path / "t.csv"
     vary = "--vary learning_rate 1.0e-3 3.0e-3 --vary seed 100 --vary objective distill"
-    arguments = f"trials smoke {table} {vary} --processes 3"
-    ((kind, configs, path, processes),) = command(*arguments.split())
-    assert (kind, path, processes) == ("trials", table, 3)
+    arguments = f"trials smoke {table} {vary} --processes 3 --together 7"
+    ((kind, configs, path, processes, size),) = command(*arguments.split())
+    assert (kind, path, processes, size) == ("trials", table, 3, 7)
     base = load_preset("smoke").replace(objective="distill", seed=100)
     assert configs == [base.replace(learning_rate=rate) for rate in (1.0e-3, 3.0e-3)]
 
