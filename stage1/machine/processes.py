@@ -62,6 +62,14 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return reduce(tensor, "sum") if world_size() > 1 else tensor
 
 
+@torch.no_grad()
+def broadcast(tensors: Sequence[Tensor]) -> None:
+    """Give every process the tensors of the first one, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            tensor.copy_(all_reduce(tensor * (rank() == 0)))
+
+
 def all_true(condition: bool) -> bool:
     """Return whether the condition holds in every process."""
     return all(gather_object([condition])) if world_size() > 1 else condition

@@ -4,7 +4,7 @@ No winner is named here: the best adapter follows from the selection split and t
 objective from the records, so other records give another recommendation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -55,6 +55,25 @@ class Evidence:
     """Seconds per step of each objective."""
     memory: pd.DataFrame
     """The largest batches of training steps at the shape of Llama-3.1-8B."""
+    warm_runs: pd.DataFrame
+    """The grid of `runs` once more, each adapter warmed up by reconstruction first."""
+    warm_scores: pd.DataFrame
+    """The scores of every answer of these runs."""
+
+    @cached_property
+    def warmed(self) -> "Evidence":
+        """The same questions, asked of the runs with a reconstruction warm-up."""
+        return replace(self, runs=self.warm_runs, scores=self.warm_scores)
+
+    def warmup_gain(self, adapter: tuple | None = None) -> Difference:
+        """Return the F1 that the warm-up adds to an adapter, by default the best warmed one.
+
+        For the objective recommended with a warm-up; the learning rate is searched for each.
+        """
+        warm, adapter = self.warmed, adapter or self.warmed.adapter
+        one = warm.select(warm.scores, warm.recommended, adapter)
+        other = self.select(self.scores, warm.recommended, adapter)
+        return comparison.difference(one, other, margin=self.config.equivalence_margin)
 
     @cached_property
     def best(self) -> pd.Series:
@@ -238,6 +257,7 @@ def load(
     Raises RecordError with the command that makes a missing table.
     """
     sizes = [results.committed(folder, f"{name}.csv") for name in OTHER_BUDGETS]
+    padding, cost, memory = (pd.read_csv(benchmarks / f"{name}.csv") for name in MEASURED)
     return Evidence(
         config,
         results.committed(folder, "runs_10000x3.csv"),
@@ -248,5 +268,9 @@ def load(
         results.committed(folder, "balancing.csv"),
         results.committed(folder, "runs_10000x3.gradients.parquet"),
         results.committed(weights, "weights.gradients.parquet"),
-        *(pd.read_csv(benchmarks / f"{name}.csv") for name in MEASURED),
+        padding,
+        cost,
+        memory,
+        results.committed(folder, "runs_warmup.csv"),
+        results.committed(folder, "runs_warmup.parquet"),
     )

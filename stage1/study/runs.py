@@ -35,9 +35,10 @@ def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progre
     is_started = checkpoint is not None and checkpoint.exists()
     with study.lm.unchanged():
         warmup: list[dict] = []
-        if not is_started and processes.world_size() == 1:
-            saved = folder / "warmup.pt" if resumable else None
+        if not is_started:
+            saved = folder / "warmup.pt" if resumable and processes.rank() == 0 else None
             (warmup,) = warm_up([adapter], context, study.counts, checkpoint=saved)
+            processes.broadcast(list(adapter.parameters()))
         progress = train(
             adapter,
             context,

@@ -54,22 +54,24 @@ def test_the_table_holds_the_runs_of_the_best_adapter(e):
 )
 def test_the_recommendation_follows_the_records(f1, seconds, recommended):
     e = made_up.evidence(f1=f1, seconds=seconds)
-    assert e.recommended == recommended
-    answer, recommendation = decision.answer(e)[0], decision.recommendation(e)[0]
-    assert answer.startswith(f"Prefer {OBJECTIVES[recommended].label}")
+    assert e.recommended == e.warmed.recommended == recommended
+    answer, recommendation = decision.answer(e)[0], decision.recommendation(e)[1]
+    assert f"then train with {OBJECTIVES[recommended].label}." in answer
     assert recommendation.startswith(f"**Train with {OBJECTIVES[recommended].label}.**")
-    assert f"{e.mean(recommended):.1f}" in answer
+    assert f"{e.warmed.mean(recommended):.1f}" in answer and "5,000 steps" in answer
     assert all(OBJECTIVES[name].label in recommendation for name in FIXES)
 
 
-def test_the_answer_says_what_matters_more(e):
-    assert "start matters more than the training answers" in decision.answer(e)[1]
-    poor = made_up.evidence(f1={"option2_on_policy": 9.0})
-    assert "training answers matter as much" in decision.answer(poor)[1]
+def test_the_answer_says_what_the_warm_up_adds_and_whether_the_start_still_matters(e):
+    assert "adds 15.0 [15.0, 15.0] points to the best adapter" in decision.answer(e)[1]
+    assert "and 54.0 [54.0, 54.0] to the adapter as found" in decision.answer(e)[1]
+    assert "the start hardly matters: the PCA inverse" in decision.answer(e)[1]
+    assert "gains 1.0 [1.0, 1.0] points, without a warm-up 40.0" in decision.answer(e)[1]
+    assert "the start still matters" in decision.answer(made_up.evidence(random=30.0))[1]
 
 
-def test_the_criteria_are_those_of_the_config(e):
-    strict = replace(e, config=StudyConfig(target_f1=80.0))
+def test_the_criteria_are_those_of_the_config():
+    strict = replace(made_up.evidence(gain=0.0), config=StudyConfig(target_f1=80.0))
     assert (
         strict.table.set_index("objective").loc[OPTION3, "verdict"] == criteria.Verdict.ONLY_SCRIPT
     )
