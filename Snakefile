@@ -32,6 +32,8 @@ SEPARATE = ["01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_re
 TRAINED = expand("02_train_adapter-{objective}-seed{seed}", **ALL)
 GPU_RECORDS = [
     *expand("records/full/runs_{budget}.csv", budget=["10000x3", "640x2", "2500x3", "40000x3"]),
+    "records/full/runs_warmup.csv",
+    "records/full/runs_warmup.parquet",
     "records/full/runs_10000x3.parquet",
     "records/full/runs_10000x3.gradients.parquet",
     "records/full/untrained.csv",

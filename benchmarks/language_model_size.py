@@ -23,17 +23,17 @@ from stage1.corpus.prompts import encode
 from stage1.model.generation import generate
 from stage1.model.greedy import left_pad
 from stage1.model.language_model import FrozenLM, load
-from stage1.pretrain import train
+from stage1.pretrain import train as pretraining
 
 BATCH = 32
 
 
 def train_shapes(folder: Path, shapes: list[str], options: dict) -> None:
-    prepared = train.prepare(folder / "tokenizer", train.PretrainConfig(**options))
+    prepared = pretraining.prepare(folder / "tokenizer", pretraining.PretrainConfig(**options))
     for shape in shapes:
         width, depth = map(int, shape.split("x"))
-        config = train.PretrainConfig(width=width, depth=depth, **options)
-        record = train.run(folder / shape, config, prepared)
+        config = pretraining.PretrainConfig(width=width, depth=depth, **options)
+        record = pretraining.run(folder / shape, config, prepared)
         f1 = [round(score["f1"]["mean"], 1) for score in record["scores"]]
         print(shape, f1, record["seconds"], flush=True)
         torch.compiler.reset()
@@ -84,7 +84,7 @@ def measure(folder: Path) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    defaults = train.PretrainConfig()
+    defaults = pretraining.PretrainConfig()
     options = {name: getattr(defaults, name) for name in ("steps", "passages", "device")}
     parser = common.parser(__doc__, "language_model_size.csv", **options)
     parser.add_argument("action", choices=["train", "measure"])

@@ -128,6 +128,3 @@ CONDITIONS = {
     ),
 }
 FLOORS = [name for name, condition in CONDITIONS.items() if condition.is_floor]
-
-COLOURS = {name: entry.colour for name, entry in (OBJECTIVES | CONDITIONS).items()}
-"""The colour of every objective and condition."""

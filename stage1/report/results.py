@@ -124,7 +124,8 @@ def headline(budget: pd.DataFrame) -> pd.DataFrame:
         f1=budget["f1"].map("{:.1f} ± ".format) + budget["f1_sd"].map("{:.1f}".format),
     )
     wide = words.pivot(index="objective", columns="adapter", values="f1")
-    return wide.loc[list(OBJECTIVES)].rename_axis(columns=None).reset_index()
+    known = [name for name in OBJECTIVES if name in wide.index]
+    return wide.loc[known].rename_axis(columns=None).reset_index()
 
 
 def crossover(shares: Mapping[float, float]) -> float:

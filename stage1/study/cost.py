@@ -14,6 +14,7 @@ from stage1.evaluation.conditions import evaluate
 from stage1.study.preparation import Study, new_adapter, objective_context
 from stage1.training.batches import steps_per_epoch
 from stage1.training.loop import train
+from stage1.training.warmup import warm_up
 
 STEPS = 3
 """Measured training steps, after one warm-up step."""
@@ -41,7 +42,19 @@ def training(study: Study) -> str:
     steps = config.epochs * steps_per_epoch(config, len(encoded))
     rates = throughput(sample.first(size), seconds / config.processes)
     budget = f"{steps:,} steps {duration(steps * seconds)}"
-    return f"Training on {devices(study, config)}: {rates}; {budget}{peak()}"
+    return f"Training on {devices(study, config)}: {warmup(study)}{rates}; {budget}{peak()}"
+
+
+def warmup(study: Study) -> str:
+    """Return the steps and the time of the warm-up, measured on a few of them; "" without one."""
+    config = study.config
+    if not config.warmup_steps:
+        return ""
+    few = objective_context(study, study.resolved.replace(warmup_steps=min(8, config.warmup_steps)))
+    begin = time.perf_counter()
+    warm_up([new_adapter(study)], few, study.counts, show=False)
+    seconds = (time.perf_counter() - begin) / few.config.warmup_steps
+    return f"{config.warmup_steps:,} warm-up steps {duration(config.warmup_steps * seconds)}; "
 
 
 def evaluation(study: Study, conditions: int) -> str:

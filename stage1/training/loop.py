@@ -195,7 +195,8 @@ def train(
     if not progress.selection:
         progress.selection.append({"step": 0} | selection_scores(adapter))
     bar = {"desc": config.objective, "initial": progress.step, "total": steps}
-    for step in tqdm(range(progress.step, steps), file=sys.stdout, disable=not is_first, **bar):
+    hidden = {} if is_first else {"disable": True}  # else as TQDM_DISABLE says
+    for step in tqdm(range(progress.step, steps), file=sys.stdout, **hidden, **bar):
         begin = time.perf_counter()
         batch, examples = batches.batch_at(config, encoded, distribution, step, device)
         row = take_step(loop, batch)

@@ -69,7 +69,8 @@ def warm_up(
     weights = entry_weights(counts, config.warmup_uniform)
     prepare_batch, take_step = step_functions(stack, context, weights)
     every, bar = max(1, steps // READINGS), {"desc": "warm-up", "initial": done, "total": steps}
-    for step in tqdm(range(done, steps), file=sys.stdout, disable=not show, **bar):
+    hidden = {} if show else {"disable": True}  # else as TQDM_DISABLE says
+    for step in tqdm(range(done, steps), file=sys.stdout, **hidden, **bar):
         prepare_batch(step)
         fvu = take_step()
         stack.schedule.step()

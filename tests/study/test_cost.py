@@ -1,6 +1,7 @@
 """Cost estimates: rates that agree with each other, and a training that they do not disturb."""
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -21,6 +22,12 @@ def test_the_sentence_names_device_rates_and_the_whole_budget(prepared):
     length = sum(map(len, train.prompts + train.answers)) / len(train)
     tokens = number(r"([\d,.]+) tokens/s", sentence)
     assert tokens / examples == pytest.approx(length, rel=0.3)
+
+
+def test_a_warm_up_is_estimated_apart(prepared):
+    assert cost.warmup(prepared) == ""
+    warm = replace(prepared, config=prepared.config.replace(warmup_steps=1_000))
+    assert re.fullmatch(r"1,000 warm-up steps in about 0:\d\d:\d\d; ", cost.warmup(warm))
 
 
 def test_the_estimate_leaves_the_training_as_it_was(config, prepared, made_once):
