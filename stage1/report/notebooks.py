@@ -17,15 +17,11 @@ import nbformat
 import papermill
 import yaml
 from filelock import FileLock, Timeout
-from traitlets.config import Config
 
 from stage1 import store
 from stage1.config import load_preset
 from stage1.machine import gpus
 from stage1.report import pages
-
-LOCAL = Config(KernelManager={"transport": "ipc"})
-"""Kernels talk over local sockets: over TCP each of them warns of its lack of encryption."""
 
 
 class MagicError(RuntimeError):
@@ -71,7 +67,6 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
                 parameters,
                 kernel_name="python3",
                 progress_bar=False,
-                config=LOCAL,
             )
     finally:
         lock.release()
