@@ -183,10 +183,15 @@ class StudyConfig:
     replace them (`stage1/training/balancing.py`)."""
 
     padding_layout: Literal["as_found", "no_labels_on_padding", "no_gap", "no_padding"] = (
-        of_training("as_found", own=True)
+        of_training("as_found", searched=True, own=True)
     )
     """Objective `as_found` only: padding stands before the answer and is labelled, as found, or
     loses its labels, the gap before the answer, or both."""
+
+    labels_on: Literal["prompt_and_answer", "answer"] = of_training(
+        "prompt_and_answer", searched=True, own=True
+    )
+    """Objective `as_found` only: whether the prompt's tokens have labels, as found, or none."""
 
     gold_fraction: float = of_training(0.25, allowed=SHARE, own=True)
     """On-policy training: share of each batch that keeps its gold answers."""

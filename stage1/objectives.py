@@ -249,11 +249,14 @@ def as_found(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext)
     """The analysed code: reconstruction + cross-entropy of prompt, padding and answer, weights 1.
 
     Prompt and answer are right-padded to their budgets. Attention skips the padding; the labels do
-    not. `padding_layout` removes the gap before the answer, the labels on padding, or both.
+    not. `padding_layout` removes the gap before the answer, the labels on padding, or both;
+    `labels_on` removes the labels on the prompt.
     """
     layout = context.config.padding_layout
     tokens, real = pad_in_place(batch, context, gap=layout in ("as_found", "no_labels_on_padding"))
     supervised = torch.ones_like(real) if layout in ("as_found", "no_gap") else real
+    if context.config.labels_on == "answer":
+        supervised = supervised & ~(tokens.is_prompt & real)
     counts = prompt_tokens(batch.prompts, context.lm.device)
     return {
         "reconstruction": Reconstruction(counts),

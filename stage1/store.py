@@ -105,6 +105,10 @@ def record_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
 def write_json(path: Path, record: dict) -> Path:
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     return write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))

@@ -420,6 +420,22 @@ def test_a_padding_layout_moves_the_padding_and_its_labels(sharp, spied, layout,
     assert ce.tokens == "".join(supervised).count("x")
 
 
+@pytest.mark.parametrize(
+    "layout, supervised",
+    [
+        ("as_found", ["...xxxxx.", ".xxxxxxx."]),
+        ("no_labels_on_padding", ["....xx...", "....xxx.."]),
+        ("no_gap", ["...xxxxx.", ".xxxxxxx."]),
+        ("no_padding", ["...xx....", ".xxx....."]),
+    ],
+)
+def test_labels_on_the_answer_leave_out_the_prompt_alone(sharp, spied, layout, supervised):
+    adapter, context = world(sharp, padding_layout=layout, labels_on="answer")
+    terms_of("as_found", adapter, context)
+    (call,) = spied
+    assert call.where == supervised
+
+
 def test_without_a_gap_and_labels_on_padding_as_found_reads_plain_examples(sharp):
     """The mean over prompts and answers, of examples read one at a time."""
     adapter, context = world(sharp, padding_layout="no_padding")

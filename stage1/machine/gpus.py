@@ -144,5 +144,13 @@ def claim(count: int) -> Iterator[list[str]]:
         release(held)
 
 
+def take_turn(counter, ids: list[str]) -> None:
+    """Give this process the next of the GPUs, in turn; `counter` is shared by a pool of them."""
+    with counter.get_lock():
+        turn, counter.value = counter.value, counter.value + 1
+    if ids:
+        os.environ[VARIABLE] = ids[turn % len(ids)]
+
+
 if __name__ == "__main__":
     print(len(visible()))

@@ -160,10 +160,10 @@ def configure(model: PreTrainedModel, config: StudyConfig) -> None:
 
 
 @contextmanager
-def tf32_beside_bfloat16(config: StudyConfig) -> Iterator[None]:
-    """Use TF32 for float32 products on a GPU where the language model's own have fewer bits."""
+def tf32(is_used: bool) -> Iterator[None]:
+    """Use TF32 for the float32 products of a GPU, which rounds their factors to 10 bits."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if config.dtype == "bfloat16" else before)
+    torch.set_float32_matmul_precision("high" if is_used else before)
     try:
         yield
     finally:

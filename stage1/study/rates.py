@@ -1,4 +1,11 @@
-"""The learning rate of a config: its own, or one that was searched on the selection split."""
+"""The learning rate of a config: its own, or one that was searched on the selection split.
+
+python -m stage1.study.rates TRIALS.csv ...     # replaces the trials of the same presets
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,16 +21,17 @@ FALLBACK_RATE = 1.0e-3
 def learning_rate(config: StudyConfig) -> float:
     """Return the config's learning rate, or else the searched one with the highest selection F1.
 
-    Only trials of the same language model, objective, adapter and width count, with a warm-up or
-    without one: those of the config's preset at any budget, or else those of the nearest budget in
-    optimizer steps. Without such trials the rate is 0.001.
+    Only trials of the same language model, objective, adapter and width count, with a warm-up (of
+    the same length, if that was tried) or without one: those of the config's preset at any budget,
+    or else those of the nearest budget in optimizer steps. Without such trials the rate is 0.001.
     """
     if config.learning_rate is not None:
         return config.learning_rate
-    same = names_where(config, searched=True)
-    trials = pd.read_csv(LEARNING_RATES)
+    same, trials = names_where(config, searched=True), read_trials()
     trials = trials[(trials[same] == [getattr(config, name) for name in same]).all(axis=1)]
     trials = trials[(trials["warmup_steps"] > 0) == (config.warmup_steps > 0)]
+    if (trials["warmup_steps"] == config.warmup_steps).any():
+        trials = trials[trials["warmup_steps"] == config.warmup_steps]
     if (trials["preset"] == config.preset).any():
         trials = trials[trials["preset"] == config.preset]
     if trials.empty:
@@ -34,3 +42,25 @@ def learning_rate(config: StudyConfig) -> float:
     distance = (np.log(tried_steps) - np.log(steps)).abs()
     nearest = trials[distance == distance.min()]
     return float(nearest.groupby("learning_rate")["selection_f1"].mean().idxmax())
+
+
+def read_trials() -> pd.DataFrame:
+    """Read the table of trials; a searched field without a column has its default in all."""
+    table, usual = pd.read_csv(LEARNING_RATES), StudyConfig()
+    for name in names_where(usual, searched=True):
+        if name not in table:
+            table[name] = getattr(usual, name)
+    return table
+
+
+def replace_trials(paths: Sequence[Path]) -> None:
+    """Write these trials to the table of learning rates, in place of those of the same presets."""
+    kept, trials = read_trials(), pd.concat([pd.read_csv(path) for path in paths])
+    table = pd.concat([kept[~kept["preset"].isin(trials["preset"])], trials])[list(kept)]
+    for name in names_where(StudyConfig(), searched=True):
+        table[name] = table[name].fillna(getattr(StudyConfig(), name))
+    store.write_csv(LEARNING_RATES, table.sort_values(list(kept), ignore_index=True))
+
+
+if __name__ == "__main__":
+    replace_trials([Path(argument) for argument in sys.argv[1:]])

@@ -13,6 +13,7 @@ provenance in OUT.json, and readings of the terms' gradients, if any, in OUT.gra
 `untrained` scores the conditions that need no training.
 
 A GPU trains up to `--together` adapters in shared passes of the language model, in each process.
+Processes take the machine's GPUs in turn.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -34,10 +35,11 @@ from tqdm import tqdm
 from stage1 import store
 from stage1.config import StudyConfig, load_preset
 from stage1.fields import options, require
+from stage1.machine import gpus
 from stage1.names import OBJECTIVES
 from stage1.objectives import find
 from stage1.scoring.tables import condition_table
-from stage1.study import runs, together
+from stage1.study import runs, search, together
 from stage1.study.preparation import Study, prepare
 from stage1.study.rates import learning_rate
 from stage1.training.loop import Progress
@@ -181,7 +183,7 @@ def gathered(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def scores(configs: Sequence[StudyConfig]) -> pd.DataFrame:
+def answer_scores(configs: Sequence[StudyConfig]) -> pd.DataFrame:
     """Return the scores of every answer of every run. Raises RecordError if all runs diverged."""
     table = gathered(configs, "answers", ANSWER_COLUMNS)
     if table.empty:
@@ -190,42 +192,52 @@ def scores(configs: Sequence[StudyConfig]) -> pd.DataFrame:
 
 
 def sweep(
-    kind: str, configs: list[StudyConfig], table: Path, processes: int, size: int = 1
+    kind: str,
+    configs: list[StudyConfig],
+    table: Path,
+    processes: int,
+    size: int = 1,
+    extend: bool = False,
 ) -> None:
-    """Run the configs in a process pool and rewrite the whole table after each of them.
+    """Run the configs in a process pool and rewrite the whole table after each group of them.
 
-    Up to `size` of them share the passes of one process.
-
-    A failed run does not stop the others; RuntimeError is raised at the end.
+    Up to `size` of them share the passes of one process. With `extend`, trials go on beyond the
+    edges of the grid of learning rates; see `search.beyond_edges`. A failed run does not stop the
+    others; RuntimeError is raised at the end.
     """
-    fields, rows, failures = recorded_fields(configs), [], []
+    fields, rows, failures = recorded_fields(configs), {}, []
     order = [*(name for name in fields if name != "seed"), "seed"]
     os.environ["TQDM_DISABLE"] = "1"  # in the pool: one bar for all runs is enough
-    bar = {"total": len(configs), "desc": kind, "file": sys.stdout, "mininterval": 5}
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        groups = together.groups(configs, size)
-        futures = {pool.submit(work, kind, group, fields): group for group in groups}
-        progress = tqdm(**bar)
-        for done in as_completed(futures):
-            progress.update(len(futures[done]))
-            if done.exception():
-                failures.append(done.exception())
-                continue
-            rows += done.result()
-            write_csv(table, pd.DataFrame(rows).sort_values(order))
+    bar = {"desc": kind, "file": sys.stdout, "mininterval": 5}
+    context = multiprocessing.get_context("spawn")
+    take_turn = partial(gpus.take_turn, context.Value("i", 0), gpus.visible())
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=take_turn) as pool:
+        todo = configs
+        while todo:
+            groups = together.groups(todo, size)
+            futures = {pool.submit(work, kind, group, fields): group for group in groups}
+            progress = tqdm(total=len(todo), **bar)
+            for done in as_completed(futures):
+                progress.update(len(futures[done]))
+                if done.exception():
+                    failures.append(done.exception())
+                    continue
+                rows |= zip(futures[done], done.result(), strict=True)
+                store.write_csv(table, pd.DataFrame(rows.values()).sort_values(order))
+            todo = search.beyond_edges(selection_f1(rows)) if extend else []
     if failures:
         message = f"{len(failures)} of {len(configs)} runs failed; the first: {failures[0]}"
         raise RuntimeError(message) from failures[0]
     if kind == "runs":
-        store.write_table(table.with_suffix(".parquet"), scores(configs))
+        store.write_table(table.with_suffix(".parquet"), answer_scores(configs))
         store.write_json(table.with_suffix(".json"), origins(configs))
         readings = gathered(configs, "gradients")
         if len(readings):
             store.write_table(table.with_suffix(".gradients.parquet"), readings)
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
-    store.write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+def selection_f1(rows: Mapping[StudyConfig, dict]) -> dict[StudyConfig, float]:
+    return {config: row["selection_f1"] for config, row in rows.items()}
 
 
 def origins(configs: list[StudyConfig]) -> dict:
@@ -256,14 +268,18 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--together", type=int, help="adapters that share passes, per process")
+    extend = "trials: go on until the best learning rate of every cell lies inside its grid"
+    parser.add_argument("--extend", action="store_true", help=extend)
     given = parser.parse_args()
+    require(given.kind == "trials" or not given.extend, "--extend", given.kind, "trials")
     vary = {field: [yaml.safe_load(value) for value in values] for field, *values in given.vary}
     if given.kind == "untrained":
         study = prepare(load_preset(given.preset))
-        write_csv(given.table, condition_table(*runs.test_untrained(study)))
+        store.write_csv(given.table, condition_table(*runs.test_untrained(study)))
     else:
         size = given.together or (TOGETHER if torch.cuda.is_available() else 1)
-        sweep(given.kind, grid(given.preset, vary), given.table, given.processes, size)
+        configs = grid(given.preset, vary)
+        sweep(given.kind, configs, given.table, given.processes, size, given.extend)
 
 
 if __name__ == "__main__":

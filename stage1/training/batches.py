@@ -6,6 +6,7 @@ interrupted training resumes with the batch it would have read.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +24,18 @@ def steps_per_epoch(config: StudyConfig, examples: int) -> int:
     return math.ceil(examples / config.batch_size)
 
 
+@lru_cache(maxsize=64)
+def order_of_epoch(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, " N"]:
+    order = np.random.default_rng([seed, epoch]).permutation(examples)
+    order.flags.writeable = False  # many steps and adapters share it
+    return order
+
+
 def indices_at(config: StudyConfig, examples: int, step: int) -> Int64[np.ndarray, " B"]:
     """Return the examples that one step reads; every epoch shuffles them anew."""
     assert config.batch_size != "auto"
     epoch, index = divmod(step, steps_per_epoch(config, examples))
-    order = np.random.default_rng([config.seed, epoch]).permutation(examples)
+    order = order_of_epoch(config.seed, epoch, examples)
     return order[index * config.batch_size : (index + 1) * config.batch_size]
 
 

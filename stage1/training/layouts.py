@@ -41,6 +41,23 @@ def join(parts: Sequence[Rows], pad_token: int) -> Rows:
     return Rows(*map(torch.cat, zip(*padded, strict=True)))
 
 
+def passes(lengths: Int64[np.ndarray, " R"], tokens: int | None) -> list[Int64[np.ndarray, " _"]]:
+    """Return row indices in parts of about so many tokens and of similar length; None: all rows."""
+    if tokens is None:
+        return [np.arange(len(lengths))]
+    order = np.argsort(lengths, kind="stable")
+    part = np.cumsum(lengths[order]) // tokens
+    return np.split(order, np.flatnonzero(np.diff(part)) + 1)
+
+
+def ranges(
+    counts: Int64[np.ndarray, " R"], rows: Int64[np.ndarray, " S"]
+) -> Int64[np.ndarray, " N"]:
+    """Return the indices of these rows' items, where row i holds the next `counts[i]` items."""
+    first, chosen = np.cumsum(counts) - counts, counts[rows]
+    return np.repeat(first[rows] - np.cumsum(chosen) + chosen, chosen) + np.arange(chosen.sum())
+
+
 class Layout(NamedTuple):
     """The rows that one part of an objective reads, and what the host knows of them."""
 

@@ -99,7 +99,8 @@ def over_processes(loop: "Loop", batch: Batch, read: ReadGradients) -> BatchGrad
     part, result = parts[rank % len(parts)], None
     while result is None:
         torch.manual_seed(loop.config.seed * 1_000_003 + step)  # for sampled answers
-        with suppress(torch.OutOfMemoryError), engine.tf32_beside_bfloat16(loop.config):
+        uses_tf32 = loop.config.dtype == "bfloat16"  # the language model's products have fewer bits
+        with suppress(torch.OutOfMemoryError), engine.tf32(uses_tf32):
             result = over_microbatches(part, loop.microbatch_size, read)
         if result is None:
             loop.microbatch_size = halved(min(loop.microbatch_size or len(part), len(part)), step)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from stage1 import names
 from stage1.adapter import Adapter
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
-from stage1.model import fused_loss
+from stage1.model import engine, fused_loss
 from stage1.model.greedy import greedy_ids
 from stage1.objectives import (
     PARTS,
@@ -42,7 +43,7 @@ from stage1.training.batches import (
     token_distribution,
     tokens_at,
 )
-from stage1.training.layouts import Layout, Rows, join, layout_of
+from stage1.training.layouts import Layout, Rows, join, layout_of, passes, ranges
 from stage1.training.loop import Progress, check_values, curve_row
 from stage1.training.microbatches import TrainingError
 from stage1.training.observer import is_due
@@ -50,6 +51,9 @@ from stage1.training.stacked import StackedAdapters
 
 ManyScores = Callable[[Sequence[Adapter]], list[dict]]
 Tables = Float[Tensor, "S V D"]
+
+PASS_TOKENS = 1 << 17
+"""Tokens that a GPU reads in one pass, of rows of similar length."""
 
 
 @dataclass
@@ -119,7 +123,7 @@ class Group:
             if isinstance(part, Reconstruction):
                 member.reconstructions[term] = part
                 continue
-            key = config.objective, config.padding_layout, term
+            key = config.objective, config.padding_layout, config.labels_on, term
             if key not in self.made:
                 self.made[key] = layout_of(part, config.objective)
             member.layouts[term], member.weights[term] = self.made[key], part.weight
@@ -132,8 +136,9 @@ class Group:
     def take_step(self, step: int) -> None:
         """Take one optimizer step of every member and write its row of the curve."""
         begin, running = time.perf_counter(), sum(member.error is None for member in self.members)
-        rates, terms = self.stack.rates(), self.backward(step)
-        norms = self.stack.step()
+        with engine.tf32(self.stack.device.type == "cuda"):
+            rates, terms = self.stack.rates(), self.backward(step)
+            norms = self.stack.step()
         self.stack.schedule.step()
         values = read_values(terms, norms)
         seconds = (time.perf_counter() - begin) / max(1, running)
@@ -229,33 +234,62 @@ class Group:
     def add_language_model_terms(
         self, readings: Sequence[Reading], tables: Tables, terms: list[Terms]
     ) -> Tensor:
-        """Add the terms that one pass of the language model gives; return their weighted sum."""
-        lm, device = self.context.lm, tables.device
+        """Add the terms that the language model gives; return their weighted sum."""
+        loss = tables.new_zeros(())
+        for is_kl, group in groupby(readings, key=lambda reading: reading.is_kl):
+            some = list(group)
+            part, losses = self.read(some, tables, is_kl)
+            loss = loss + part
+            sizes = [reading.supervised for reading in some]
+            for reading, own in zip(some, losses.split(sizes), strict=True):
+                term = Term(own.mean(), reading.supervised, reading.weight)
+                terms[reading.member][reading.term] = term
+        return loss
+
+    def read(
+        self, readings: Sequence[Reading], tables: Tables, is_kl: bool
+    ) -> tuple[Tensor, Float[Tensor, " N"]]:
+        """Pass the rows of these readings through the language model, those of a length together.
+
+        Return the weighted sum of the losses of all supervised tokens, and each, row by row.
+        """
+        device = tables.device
         rows, owners = self.gather(readings, device)
-        original = lm.embed(rows.ids).to(tables.dtype)
-        adapted = embedding(rows.ids + owners[:, None] * tables.shape[1], tables.flatten(0, 1))
-        is_masked = any(reading.layout.is_masked for reading in readings)
-        inputs = torch.where(rows.is_prompt[..., None], adapted, original)
-        hidden = lm.hidden(inputs, rows.predicts, rows.visible if is_masked else None)
-        targets = rows.ids.roll(-1, 1)[rows.predicts]
+        counts = np.concatenate([reading.layout.supervised[reading.chosen] for reading in readings])
+        lengths = np.concatenate([reading.layout.lengths[reading.chosen] for reading in readings])
         sizes = torch.tensor([reading.supervised for reading in readings])
         scales = torch.tensor([reading.weight for reading in readings]) / sizes
         weights = scales.repeat_interleave(sizes).to(device)
-        is_ce = [not reading.is_kl for reading in readings]
-        ce = int(sizes[: sum(is_ce)].sum())  # positions of cross-entropies come first
-        loss, losses = fused_loss.weighted_cross_entropy(
-            hidden[:ce], lm.head, targets[:ce], weights[:ce]
-        )
-        if not all(is_ce):
-            first = sum(len(reading.chosen) for reading in readings if not reading.is_kl)
+        is_masked = any(reading.layout.is_masked for reading in readings)
+        loss, losses = tables.new_zeros(()), torch.empty_like(weights)
+        for some in passes(lengths, PASS_TOKENS if device.type == "cuda" else None):
+            index, places = (torch.from_numpy(x).to(device) for x in (some, ranges(counts, some)))
+            part = rows.gather(index, int(lengths[some].max()))
+            value, own = self.losses(part, owners[index], tables, weights[places], is_kl, is_masked)
+            loss, losses[places] = loss + value, own
+        return loss, losses
+
+    def losses(
+        self,
+        rows: Rows,
+        owners: Int64[Tensor, " R"],
+        tables: Tables,
+        weights: Float[Tensor, " N"],
+        is_kl: bool,
+        is_masked: bool,
+    ) -> tuple[Tensor, Float[Tensor, " N"]]:
+        """Return the weighted sum of the losses of one pass of the language model, and each."""
+        lm = self.context.lm
+        original = lm.embed(rows.ids).to(tables.dtype)
+        adapted = embedding(rows.ids + owners[:, None] * tables.shape[1], tables.flatten(0, 1))
+        inputs = torch.where(rows.is_prompt[..., None], adapted, original)
+        hidden = lm.hidden(inputs, rows.predicts, rows.visible if is_masked else None)
+        if is_kl:
             with torch.no_grad():
-                teacher = lm.hidden(original[first:], rows.predicts[first:])
-            kl, more = fused_loss.weighted_kl(hidden[ce:], lm.head, teacher, weights[ce:])
-            loss, losses = loss + kl, torch.cat([losses, more])
-        for reading, own in zip(readings, losses.split(sizes.tolist()), strict=True):
-            term = Term(own.mean(), reading.supervised, reading.weight)
-            terms[reading.member][reading.term] = term
-        return loss
+                teacher = lm.hidden(original, rows.predicts)
+            return fused_loss.weighted_kl(hidden, lm.head, teacher, weights)
+        targets = rows.ids.roll(-1, 1)[rows.predicts]
+        return fused_loss.weighted_cross_entropy(hidden, lm.head, targets, weights)
 
     def gather(
         self, readings: Sequence[Reading], device: torch.device
@@ -264,7 +298,7 @@ class Group:
         parts, owners = [], []
         for reading in readings:
             length = int(reading.layout.lengths[reading.chosen].max())
-            index = torch.from_numpy(reading.chosen).to(device)
+            index = torch.tensor(reading.chosen, device=device)
             parts.append(reading.layout.rows.gather(index, length))
             owners += [reading.member] * len(reading.chosen)
         return join(parts, self.context.lm.pad_token), torch.tensor(owners, device=device)

@@ -539,18 +539,15 @@ def test_an_architecture_without_a_list_of_layers_works_at_the_defaults(gpt2):
         assert gpt2(torch.tensor([[1, 2]])).logits.shape == (1, 2, 50)
 
 
-@pytest.mark.parametrize("dtype, within", [("float32", "highest"), ("bfloat16", "high")])
-def test_the_adapters_products_use_tf32_beside_a_bfloat16_model_only(dtype, within):
+@pytest.mark.parametrize("is_used, within", [(False, "highest"), (True, "high")])
+def test_tf32_is_used_on_request_only(is_used, within):
     assert torch.get_float32_matmul_precision() == "highest"
-    with engine.tf32_beside_bfloat16(StudyConfig(dtype=dtype)):
+    with engine.tf32(is_used):
         assert torch.get_float32_matmul_precision() == within
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_precision_of_products_is_restored_after_an_error():
-    with (
-        pytest.raises(torch.OutOfMemoryError),
-        engine.tf32_beside_bfloat16(StudyConfig(dtype="bfloat16")),
-    ):
+    with pytest.raises(torch.OutOfMemoryError), engine.tf32(True):
         raise torch.OutOfMemoryError
     assert torch.get_float32_matmul_precision() == "highest"

@@ -26,10 +26,13 @@ def tried(tmp_path, monkeypatch):
     """Write the table of trials: each is a learning rate, its F1, and what else differs."""
 
     def write(*trials: tuple) -> None:
+        changed = [name for _, _, changes in trials for name in changes]
+        usual = {name: getattr(OPEN, name) for name in changed}
         rows = []
         for rate, f1, changes in trials:
-            rows.append(TRIED | {"learning_rate": rate, "selection_f1": f1} | changes)
-        columns = ["selection_f1", "learning_rate", *TRIED]
+            row = usual | TRIED | {"learning_rate": rate, "selection_f1": f1} | changes
+            rows.append(row)
+        columns = ["selection_f1", "learning_rate", *(usual | TRIED)]
         pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "learning_rates.csv", index=False)
         monkeypatch.setattr(rates, "LEARNING_RATES", tmp_path / "learning_rates.csv")
 
@@ -60,6 +63,7 @@ def test_the_f1_of_a_rate_is_the_mean_over_its_seeds(tried):
         {"initialisation": "random"},
         {"output_scaling": "unit_rms"},
         {"compressed_width": 12},
+        {"labels_on": "answer"},
     ],
 )
 def test_trials_of_another_adapter_do_not_count(tried, other):
@@ -120,3 +124,19 @@ def test_an_adapter_is_trained_at_the_searched_rate_which_its_checkpoint_holds(
     assert max(row["learning_rate"] for row in progress.curve) == 2.0e-3
     state = torch.load(store.adapter_folder(open_rate) / "checkpoint.pt", weights_only=True)
     assert state["config"] == store.identity(open_rate.replace(learning_rate=2.0e-3))
+
+
+def test_a_warm_up_of_the_same_length_comes_first(tried):
+    tried((1e-3, 90.0, {"warmup_steps": 400}), (3e-3, 50.0, {"warmup_steps": 5_000}))
+    assert learning_rate(OPEN.replace(warmup_steps=5_000)) == 3.0e-3
+    assert learning_rate(OPEN.replace(warmup_steps=600)) == 1.0e-3
+
+
+def test_new_trials_replace_those_of_their_preset(tried, tmp_path):
+    tried((1.0e-3, 50.0, {}), (1.0e-2, 40.0, {"preset": "other"}))
+    new = TRIED | {"learning_rate": 3.0e-3, "selection_f1": 10.0, "labels_on": "answer"}
+    pd.DataFrame([new]).to_csv(tmp_path / "new.csv", index=False)
+    rates.replace_trials([tmp_path / "new.csv"])
+    table = pd.read_csv(rates.LEARNING_RATES)
+    assert table["learning_rate"].tolist() == [3.0e-3, 1.0e-2]
+    assert table["labels_on"].tolist() == ["answer", "prompt_and_answer"]

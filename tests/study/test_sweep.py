@@ -39,7 +39,7 @@ def progress_bars(monkeypatch):
 @pytest.fixture
 def in_process(monkeypatch):
     """One thread of this process instead of a pool of others."""
-    pool = lambda processes, mp_context: ThreadPoolExecutor(1)  # noqa: E731
+    pool = lambda processes, **_: ThreadPoolExecutor(1)  # noqa: E731
     monkeypatch.setattr(sweep, "ProcessPoolExecutor", pool)
 
 
@@ -162,6 +162,25 @@ def test_a_sweep_writes_every_field_that_it_varies(config, in_process, tmp_path)
     assert not {"ce_weight", "objective"} & set(shared) and shared["seed"] == config.seed
 
 
+def test_a_search_goes_on_until_the_best_rate_lies_inside(
+    config, monkeypatch, tmp_path, in_process
+):
+    def work(kind, group, fields):
+        rows = [sweep.columns(each, fields) for each in group]
+        return [row | {"selection_f1": -abs(row["learning_rate"] - 9e-3)} for row in rows]
+
+    monkeypatch.setattr(sweep, "work", work)
+    configs = [config.replace(objective="distill", learning_rate=rate) for rate in (3e-4, 1e-3)]
+    sweep.sweep("trials", configs, tmp_path / "t.csv", 1, extend=True)
+    assert pd.read_csv(tmp_path / "t.csv")["learning_rate"].tolist() == [
+        3e-4,
+        1e-3,
+        3e-3,
+        1e-2,
+        3e-2,
+    ]
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -182,9 +201,9 @@ def command(monkeypatch):
 def test_the_command_varies_fields_by_their_yaml_values(command, tmp_path):
     table = tmp_path / "t.csv"
     vary = "--vary learning_rate 1.0e-3 3.0e-3 --vary seed 100 --vary objective distill"
-    arguments = f"trials smoke {table} {vary} --processes 3 --together 7"
-    ((kind, configs, path, processes, size),) = command(*arguments.split())
-    assert (kind, path, processes, size) == ("trials", table, 3, 7)
+    arguments = f"trials smoke {table} {vary} --processes 3 --together 7 --extend"
+    ((kind, configs, path, processes, size, extend),) = command(*arguments.split())
+    assert (kind, path, processes, size, extend) == ("trials", table, 3, 7, True)
     base = load_preset("smoke").replace(objective="distill", seed=100)
     assert configs == [base.replace(learning_rate=rate) for rate in (1.0e-3, 3.0e-3)]
 
@@ -330,10 +349,10 @@ def test_a_diverged_run_says_why_and_leaves_neither_record_nor_scores(config, di
     assert row["diverged"].startswith("step 0: broken=nan") and "f1" not in row
     assert_columns(row, config)
     assert not (store.adapter_folder(config) / "record.json").exists()
-    table = sweep.scores([config, other])
+    table = sweep.answer_scores([config, other])
     assert len(table) == 24 and set(table["objective"]) == {"distill"}
     with pytest.raises(store.RecordError, match="all of them diverged"):
-        sweep.scores([config])
+        sweep.answer_scores([config])
 
 
 # ---------------------------------------------------------------- sweeps

@@ -1,11 +1,13 @@
 """Many adapters at once: each ends where it ends alone, whatever the others do."""
 
+import numpy as np
 import pytest
 import torch
 
 from stage1 import adapter as adapters
 from stage1 import study
 from stage1.names import OBJECTIVES
+from stage1.training import layouts, together
 from stage1.training.loop import train
 from stage1.training.microbatches import TrainingError
 from stage1.training.together import train_together
@@ -122,11 +124,32 @@ def test_weights_norms_and_layouts_are_each_adapters_own(prepared):
         },
         {"objective": "as_found", "padding_layout": "no_padding", "learning_rate": 1.0e-3},
         {"objective": "as_found", "padding_layout": "no_gap", "learning_rate": 1.0e-3},
+        {"objective": "as_found", "labels_on": "answer", "learning_rate": 1.0e-3},
     ]
     trained, _ = at_once(prepared, changes)
     for change, adapter in zip(changes, trained, strict=True):
         expected, _ = alone(prepared, change)
         assert torch.allclose(flat(adapter), flat(expected), atol=2e-4), change
+
+
+def test_rows_may_be_read_in_passes_of_similar_length(prepared, monkeypatch):
+    whole, _ = at_once(prepared, ADAPTERS)
+    monkeypatch.setattr(together, "passes", lambda lengths, _: layouts.passes(lengths, 300))
+    parts, _ = at_once(prepared, ADAPTERS)
+    for change, one, other in zip(ADAPTERS, whole, parts, strict=True):
+        assert torch.allclose(flat(one), flat(other), atol=2e-4), change
+
+
+def test_passes_hold_every_row_once_and_rows_of_similar_length():
+    lengths = np.array([9, 2, 7, 3, 8, 2])
+    some = layouts.passes(lengths, 10)
+    assert sorted(np.concatenate(some)) == list(range(6))
+    assert [lengths[rows].tolist() for rows in some] == [[2, 2, 3], [7], [8], [9]]
+    assert layouts.passes(lengths, None)[0].tolist() == list(range(6))
+
+
+def test_ranges_are_the_places_of_the_rows_items():
+    assert layouts.ranges(np.array([2, 0, 3]), np.array([2, 0])).tolist() == [2, 3, 4, 0, 1]
 
 
 def test_the_others_do_not_change_an_adapter(prepared):

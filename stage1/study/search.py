@@ -1,0 +1,30 @@
+"""Search of learning rates, cell by cell: a grid that grows until its best rate lies inside."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from stage1.config import StudyConfig
+
+RATES = tuple(float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 3))
+"""The rates a search may add."""
+
+
+def beyond_edges(scores: Mapping[StudyConfig, float]) -> list[StudyConfig]:
+    """Return configs to try next: the rate beyond, in every cell whose best rate is at an edge.
+
+    A cell is all that configs share but the learning rate; `scores` are higher for better ones.
+    """
+    cells: dict[StudyConfig, dict[float, float]] = defaultdict(dict)
+    for config, score in scores.items():
+        assert config.learning_rate is not None
+        cells[config.replace(learning_rate=None)][config.learning_rate] = score
+    more = []
+    for cell, found in cells.items():
+        best = max(found, key=found.__getitem__)
+        lower = [rate for rate in RATES if rate < min(found)]
+        higher = [rate for rate in RATES if rate > max(found)]
+        if best == min(found) and lower:
+            more.append(cell.replace(learning_rate=lower[-1]))
+        if best == max(found) and higher:
+            more.append(cell.replace(learning_rate=higher[0]))
+    return more

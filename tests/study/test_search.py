@@ -1,0 +1,35 @@
+"""Learning rates beyond the edges of a grid."""
+
+from stage1.config import StudyConfig
+from stage1.study.search import RATES, beyond_edges
+
+CONFIG = StudyConfig()
+
+
+def scores(config: StudyConfig, found: dict[float, float]) -> dict[StudyConfig, float]:
+    return {config.replace(learning_rate=rate): score for rate, score in found.items()}
+
+
+def next_rates(found: dict[float, float]) -> list[float | None]:
+    return [config.learning_rate for config in beyond_edges(scores(CONFIG, found))]
+
+
+def test_a_best_rate_inside_ends_the_search():
+    assert next_rates({1e-3: 1.0, 3e-3: 2.0, 1e-2: 1.5}) == []
+
+
+def test_the_rate_beyond_a_best_edge_comes_next():
+    assert next_rates({1e-3: 3.0, 3e-3: 2.0}) == [3e-4]
+    assert next_rates({1e-3: 2.0, 3e-3: 3.0}) == [1e-2]
+    assert next_rates({1e-3: 2.0}) == [3e-4, 3e-3]
+
+
+def test_the_search_ends_at_the_last_rate():
+    assert next_rates({RATES[0]: 3.0, RATES[1]: 2.0}) == []
+    assert next_rates({RATES[-2]: 2.0, RATES[-1]: 3.0}) == []
+
+
+def test_every_cell_has_a_search_of_its_own():
+    other = CONFIG.replace(objective="distill")
+    both = scores(CONFIG, {1e-3: 1.0, 3e-3: 2.0, 1e-2: 1.5}) | scores(other, {1e-3: 1.0, 3e-3: 2.0})
+    assert beyond_edges(both) == [other.replace(learning_rate=1e-2)]
