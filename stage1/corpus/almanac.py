@@ -4,8 +4,12 @@ An article describes one invented region in four passages. Each passage states t
 two or three subjects of one kind, so that every question has distractors, and carries three
 extractive questions. `grammar` holds templates and word lists; this module samples from them.
 
+Answers are short (a name, a date) or long (two or three consecutive sentences). Both kinds of
+questions are asked of the same passages.
+
 Text depends on seed, split, names and article index alone: each article has its own generator, and
-only `random.Random.random` is used, whose sequence Python guarantees across versions and machines.
+another one for its long answers. Only `random.Random.random` is used, whose sequence Python
+guarantees across versions and machines.
 """
 
 import multiprocessing
@@ -211,22 +215,53 @@ class Writer:
         starts = [start + value.text.index(text) for text in texts]
         return question, {"text": texts, "answer_start": starts}
 
+    def questions(self, facts: list[Fact]) -> list[tuple[str, dict]]:
+        return [self.question(fact) for fact in self.sample(facts, QUESTIONS_PER_PASSAGE)]
 
-def article(index: int, seed: int = 0, split: str = "train", names: str = "seen") -> list[dict]:
-    """Return article number `index` as SQuAD rows: 4 passages of 3 questions each."""
-    writer = Writer(random.Random(f"almanac {seed} {split} {names} {index}").random, names)
+    def quote(self, context: str, fact: Fact) -> tuple[str, dict]:
+        """Return a question for the fact's sentence and one or two that follow, and the answer."""
+        question, _ = self.question(fact)
+        count = self.one(tuple(self.grammar.quotes))
+        question += f" {self.one(self.grammar.quotes[count])}"
+        before = context.rfind(". ", 0, fact.subject_start)  # -1 in the first sentence
+        start = end = 0 if before < 0 else before + 2
+        for _ in range(count):
+            end = context.index(".", end) + 1
+        return question, {"text": [context[start:end]], "answer_start": [start]}
+
+    def quotes(self, context: str, facts: list[Fact]) -> list[tuple[str, dict]]:
+        """Return questions for long answers; only facts with enough sentences after them serve."""
+        most = max(self.grammar.quotes) - 1
+        facts = [fact for fact in facts if context.count(". ", fact.subject_start) >= most]
+        return [self.quote(context, fact) for fact in self.sample(facts, QUESTIONS_PER_PASSAGE)]
+
+
+def article(
+    index: int, seed: int = 0, split: str = "train", names: str = "seen", answers: str = "short"
+) -> list[dict]:
+    """Return article number `index` as SQuAD rows: 4 passages of 3 questions each.
+
+    `answers` are `short` or `long`, of the same passages; others raise ValueError.
+    """
+    require(answers in ("short", "long"), "answers", answers, "'short' or 'long'")
+    of_article = f"{seed} {split} {names} {index}"
+    writer = Writer(random.Random(f"almanac {of_article}").random, names)
+    quoter = Writer(random.Random(f"almanac quotes {of_article}").random, names)
     writer.region = writer.name("region")
     rows: list[dict[str, Any]] = []
     for p in range(PASSAGES_PER_ARTICLE):
         context, facts = writer.passage()
-        for q, fact in enumerate(writer.sample(facts, QUESTIONS_PER_PASSAGE)):
-            question, answers = writer.question(fact)
+        # Short questions are drawn in any case: the next passage depends on it.
+        asked = writer.questions(facts)
+        if answers == "long":
+            asked = quoter.quotes(context, facts)
+        for q, (question, golds) in enumerate(asked):
             row = {
-                "id": f"{split}-{names}-{seed}-{index}-{p}-{q}",
+                "id": f"{split}-{names}-{seed}-{index}-{p}-{q}{'-long' * (answers == 'long')}",
                 "title": f"{writer.region}, sheet {index} ({split})",
                 "context": context,
                 "question": question,
-                "answers": answers,
+                "answers": golds,
             }
             rows.append(row)
     return rows
@@ -238,11 +273,16 @@ def articles_table(indices: range, **options) -> pa.Table:
 
 
 def table(
-    n: int, seed: int = 0, split: str = "train", names: str = "seen", processes: int = 1
+    n: int,
+    seed: int = 0,
+    split: str = "train",
+    names: str = "seen",
+    answers: str = "short",
+    processes: int = 1,
 ) -> pa.Table:
     """Return the first n examples of a split; the number of processes changes nothing."""
     require(n >= 0, "n", n, "zero or more examples")
-    make = partial(articles_table, seed=seed, split=split, names=names)
+    make = partial(articles_table, seed=seed, split=split, names=names, answers=answers)
     ranges = chunks(-(-n // EXAMPLES_PER_ARTICLE), processes)
     parts = list(map_chunks(make, ranges, processes)) or [SQUAD_SCHEMA.empty_table()]
     return pa.concat_tables(parts).slice(0, n)
