@@ -43,7 +43,7 @@ class Statement(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """What a statement says of its subject; `make_answer` names a method of `almanac.Writer`."""
+    """What a statement says of its subject; `make_answer` names a method of `writer.Writer`."""
 
     make_answer: str
     argument: str

@@ -185,13 +185,13 @@ def answer_scores(
     config = StudyConfig(eval_batch_size=250)
     if answers == "long":
         config = load_preset("long_answers").replace(eval_batch_size=250)
-    examples = almanac.table(n, seed, "test", names, answers).to_pylist()
-    encoded = encode(examples, lm.tokenizer, config)
-    table = conditions.evaluate(lm, encoded, "embeddings", lm.embedding_table, config)
+    table = almanac.table(n, seed, "test", names, answers)
+    encoded = encode(table.to_pylist(), lm.tokenizer, config)
+    scores = conditions.evaluate(lm, encoded, "embeddings", lm.embedding_table, config)
     record = {"answers": answers, "names": names, "seed": seed, "questions": n}
-    record["ended"] = float(table["ended"].mean())
+    record["ended"] = float(scores["ended"].mean())
     for metric in ("f1", "em"):
-        record[metric] = mean_interval(table[metric].tolist(), table["title"].tolist())._asdict()
+        record[metric] = mean_interval(scores[metric].tolist(), scores["title"].tolist())._asdict()
     return record
 
 

@@ -14,6 +14,7 @@ from stage1.corpus import almanac
 from stage1.corpus.data import SPLITS, check_answers, rows
 from stage1.corpus.grammar import grammar
 from stage1.corpus.prompts import encode
+from stage1.corpus.writer import Fact, Writer
 
 INDICES = st.integers(0, 10**6)
 NAMES = st.sampled_from(["seen", "unseen"])
@@ -27,15 +28,15 @@ def taken_apart(row: dict) -> tuple[str, int]:
     return f"{question}?", WORDINGS[ending]
 
 
-def wordings(fact: almanac.Fact) -> set[str]:
+def wordings(fact: Fact) -> set[str]:
     forward = (text.replace("{s}", fact.subject.text) for text in fact.relation.questions)
     reverse = (text.replace("{a}", fact.answer.text) for text in fact.relation.reverse)
     return {*forward, *reverse}
 
 
-def facts_of(index: int, names: str) -> list[list[almanac.Fact]]:
+def facts_of(index: int, names: str) -> list[list[Fact]]:
     """Return the facts of each passage of a training article."""
-    writer = almanac.Writer(random.Random(f"almanac 0 train {names} {index}").random, names)
+    writer = Writer(random.Random(f"almanac 0 train {names} {index}").random, names)
     writer.region = writer.name("region")
     facts = []
     for _ in range(almanac.PASSAGES_PER_ARTICLE):
