@@ -61,6 +61,10 @@ class StudyConfig:
     selection_names: Literal["seen", "unseen"] = of_data("seen")
     """Almanac only: the same for passages of the selection split."""
 
+    answers: Literal["short", "long"] = of_data("short")
+    """Almanac only: `short` asks for names, dates and the like; `long` for two or three sentences.
+    The shipped model was trained on short answers alone."""
+
     prompt_template: Literal["plain", "chat"] = of_data("plain")
     """`plain` is "Context: ... Question: ... Answer:"; `chat` is the tokenizer's chat template."""
 
@@ -242,6 +246,8 @@ class StudyConfig:
             top = value
         alone = self.device != "sharded" or self.processes == 1
         require(alone, "processes", self.processes, "1 where device='sharded'")
+        able = self.data == "almanac" or self.answers == "short"
+        require(able, "answers", self.answers, f"'short' where data={self.data!r}")
 
     def replace(self, **changes) -> "StudyConfig":
         """Return a copy with some fields changed. Raises ValueError for an unknown name."""

@@ -53,7 +53,8 @@ def rows(config: StudyConfig, split: str) -> list[dict]:
 
 def almanac_table(config: StudyConfig, split: str) -> pa.Table:
     names = {"selection": config.selection_names, "test": config.test_names}.get(split, "seen")
-    return almanac.table(getattr(config, f"{split}_examples"), config.data_seed, split, names)
+    size = getattr(config, f"{split}_examples")
+    return almanac.table(size, config.data_seed, split, names, config.answers)
 
 
 def read_source(data: str) -> "datasets.DatasetDict":

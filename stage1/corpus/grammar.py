@@ -43,7 +43,7 @@ class Statement(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """What a statement says of its subject; `make_answer` names a method of `almanac.Writer`."""
+    """What a statement says of its subject; `make_answer` names a method of `writer.Writer`."""
 
     make_answer: str
     argument: str
@@ -59,6 +59,8 @@ class Grammar(NamedTuple):
     names: dict[str, Words]
     fillers: tuple[tuple[str, ...], ...]
     """Text and slot names, alternating."""
+    quotes: dict[int, tuple[str, ...]]
+    """What a question for a long answer ends with, by the sentences that it asks for."""
     months: tuple[str, ...]
 
 
@@ -101,5 +103,6 @@ def grammar(names: str) -> Grammar:
         lists={name: tuple(map(Words.of, rows)) for name, rows in raw["lists"].items()},
         names=name_stocks(raw["names"], names),
         fillers=tuple(tuple(re.split(r"\{(\w+)\}", filler)) for filler in raw["fillers"]),
+        quotes={count: tuple(wordings) for count, wordings in raw["quotes"].items()},
         months=tuple(raw["months"]),
     )

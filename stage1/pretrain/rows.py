@@ -3,6 +3,8 @@
 A row is a passage and as many of its questions with answers as fit, so the model learns the prompts
 as text and answering above all. A row begins exactly as a prompt of the study, first question
 included; further questions follow without the passage.
+
+Answers are short, long, or mixed: then both kinds take turns, in a row and at the head of rows.
 """
 
 import os
@@ -22,6 +24,10 @@ from stage1.corpus.prompts import render
 SPLIT = "pretrain"
 """Shares no article with the study's own train, selection and test splits."""
 TOKENIZER_ARTICLES = 5_000
+KINDS = {"short": ("short",), "long": ("long",), "mixed": ("short", "long")}
+"""Kinds of answers that a model is trained on, by the option's value."""
+LENGTHS = {"short": 160, "long": 320, "mixed": 256}
+"""Lengths of a row (tokens): with long answers, whole passages with all their questions fit."""
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for turn in messages %}{% if turn['role'] == 'assistant' %}"
     "{{ '\\nAnswer: ' + turn['content'] }}{{ eos_token }}{% else %}{{ turn['content'] }}{% endif %}"
@@ -30,7 +36,16 @@ CHAT_TEMPLATE = (
 """Spells out the plain prompt, so both of the study's templates mean the same to this model."""
 
 
-def train_tokenizer(vocabulary: int, articles: int, seed: int) -> PreTrainedTokenizerFast:
+def examples(index: int, seed: int, answers: str) -> list[dict]:
+    """Return the questions of an article as SQuAD rows; of each passage, as many as usual."""
+    kinds = [almanac.article(index, seed, SPLIT, answers=kind) for kind in KINDS[answers]]
+    # A passage has an odd number of questions, so that first questions take turns as well.
+    return [rows[i % len(rows)] for i, rows in enumerate(zip(*kinds, strict=True))]
+
+
+def train_tokenizer(
+    vocabulary: int, articles: int, seed: int, answers: str = "short"
+) -> PreTrainedTokenizerFast:
     """Train byte-level BPE on at most 5,000 articles; begin, end and pad token are distinct."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,7 +56,8 @@ def train_tokenizer(vocabulary: int, articles: int, seed: int) -> PreTrainedToke
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(prompt_texts(range(min(TOKENIZER_ARTICLES, articles)), seed), trainer)
+    texts = prompt_texts(range(min(TOKENIZER_ARTICLES, articles)), seed, answers)
+    core.train_from_iterator(texts, trainer)
     core.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
     names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
     return PreTrainedTokenizerFast(
@@ -49,15 +65,15 @@ def train_tokenizer(vocabulary: int, articles: int, seed: int) -> PreTrainedToke
     )
 
 
-def prompt_texts(articles: range, seed: int) -> Iterator[str]:
+def prompt_texts(articles: range, seed: int, answers: str) -> Iterator[str]:
     for index in articles:
-        for row in almanac.article(index, seed, SPLIT):
+        for row in examples(index, seed, answers):
             prompt = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
             yield f"{prompt} {row['answers']['text'][0]}"
 
 
 def training_rows(
-    articles: range, folder: str, length: int, seed: int
+    articles: range, folder: str, length: int, seed: int, answers: str = "short"
 ) -> tuple[Int16[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
     """Return one row per passage: token ids, padded right, and which of them belong to an answer.
 
@@ -66,7 +82,7 @@ def training_rows(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = []  # question, answer, question, answer, ...
     for index in articles:
-        for i, row in enumerate(almanac.article(index, seed, SPLIT)):
+        for i, row in enumerate(examples(index, seed, answers)):
             gold = row["answers"]["text"][0]
             prompt, answer = render(tokenizer, "plain", row["context"], row["question"], gold)
             if i % almanac.QUESTIONS_PER_PASSAGE == 0:
@@ -97,10 +113,10 @@ def fill_row(ids: np.ndarray, is_answer: np.ndarray, parts: list[list[int]]) -> 
 
 
 def corpus(
-    articles: int, folder: Path, length: int, seed: int, processes: int
+    articles: int, folder: Path, length: int, seed: int, processes: int, answers: str = "short"
 ) -> tuple[Int16[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
     """Return the training rows of all articles; the number of processes changes nothing."""
-    make = partial(training_rows, folder=str(folder), length=length, seed=seed)
+    make = partial(training_rows, folder=str(folder), length=length, seed=seed, answers=answers)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     ranges = almanac.chunks(articles, processes)
     parts = almanac.map_chunks(make, ranges, processes)

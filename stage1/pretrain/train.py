@@ -2,6 +2,8 @@
 
     python -m stage1.pretrain OUT                                           # on one GPU
     python -m stage1.pretrain OUT --steps 20 --passages 2000 --device cpu   # a rehearsal anywhere
+    python -m stage1.pretrain OUT --answers mixed                           # long answers as well
+    python -m stage1.pretrain OUT --seed 1                                  # another such model
 
 The command trains tokenizer and model, scores both kinds of names and writes the model card. The
 loss covers all tokens, so that the model also predicts prompts; answer tokens weigh more.
@@ -13,6 +15,7 @@ import math
 import os
 import time
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -24,14 +27,14 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stage1 import store
-from stage1.config import StudyConfig
+from stage1.config import StudyConfig, load_preset
 from stage1.corpus import almanac
 from stage1.corpus.prompts import encode
 from stage1.evaluation import conditions
 from stage1.fields import require
 from stage1.model.language_model import FrozenLM, choose_device, load
 from stage1.pretrain import model_card
-from stage1.pretrain.rows import corpus, train_tokenizer
+from stage1.pretrain.rows import KINDS, LENGTHS, corpus, train_tokenizer
 from stage1.scoring.intervals import mean_interval
 
 LOSSES = ["loss", "cross_entropy", "answer_cross_entropy", "answer_accuracy"]
@@ -52,8 +55,10 @@ class PretrainConfig:
     """Entries of the BPE tokenizer, special tokens included."""
     passages: int = 1_000_000
     """Training passages."""
-    row: int = 160
-    """Length of a training row (tokens)."""
+    answers: str = "short"
+    """Questions on them: for answers that are `short`, `long` or `mixed`."""
+    row: int = 0
+    """Length of a training row (tokens); 0 stands for what the answers need: `rows.LENGTHS`."""
     batch: int = 256
     """Rows per step."""
     steps: int = 12_000
@@ -65,11 +70,14 @@ class PretrainConfig:
     weight_decay: float = 0.1
     """AdamW weight decay of the layers' matrices; embeddings, head and norms have none."""
     seed: int = 0
+    """Decides the passages, hence also the tokenizer; initial weights; and the order of rows."""
     device: str = "cuda"
     processes: int = os.cpu_count() or 1
     """Processes that write and tokenize the corpus; results do not depend on it."""
 
     def __post_init__(self):
+        require(self.answers in KINDS, "answers", self.answers, f"one of {', '.join(KINDS)}")
+        object.__setattr__(self, "row", self.row or LENGTHS[self.answers])  # the record tells it
         for name in ("depth", "passages", "row", "batch", "steps", "processes"):
             least = almanac.PASSAGES_PER_ARTICLE if name == "passages" else 1
             require(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
@@ -170,14 +178,20 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def answer_scores(lm: FrozenLM, names: str, seed: int, n: int = 1_000) -> dict:
+def answer_scores(
+    lm: FrozenLM, names: str, seed: int, answers: str = "short", n: int = 1_000
+) -> dict:
     """Score n fresh test questions, read from original embeddings: F1 and EM in percent."""
     config = StudyConfig(eval_batch_size=250)
-    encoded = encode(almanac.table(n, seed, "test", names).to_pylist(), lm.tokenizer, config)
-    table = conditions.evaluate(lm, encoded, "embeddings", lm.embedding_table, config)
-    record = {"names": names, "seed": seed, "questions": n, "ended": float(table["ended"].mean())}
+    if answers == "long":
+        config = load_preset("long_answers").replace(eval_batch_size=250)
+    table = almanac.table(n, seed, "test", names, answers)
+    encoded = encode(table.to_pylist(), lm.tokenizer, config)
+    scores = conditions.evaluate(lm, encoded, "embeddings", lm.embedding_table, config)
+    record = {"answers": answers, "names": names, "seed": seed, "questions": n}
+    record["ended"] = float(scores["ended"].mean())
     for metric in ("f1", "em"):
-        record[metric] = mean_interval(table[metric].tolist(), table["title"].tolist())._asdict()
+        record[metric] = mean_interval(scores[metric].tolist(), scores["title"].tolist())._asdict()
     return record
 
 
@@ -186,10 +200,11 @@ def prepare(folder: Path, config: PretrainConfig) -> tuple[PreTrainedTokenizerFa
     choose_device(config.device)  # raises for a missing GPU before any work
     folder.mkdir(parents=True, exist_ok=True)
     articles = config.passages // almanac.PASSAGES_PER_ARTICLE
-    tokenizer = train_tokenizer(config.vocabulary, articles, config.seed)
+    tokenizer = train_tokenizer(config.vocabulary, articles, config.seed, config.answers)
     tokenizer.save_pretrained(folder)
     ids, is_answer = map(
-        torch.from_numpy, corpus(articles, folder, config.row, config.seed, config.processes)
+        torch.from_numpy,
+        corpus(articles, folder, config.row, config.seed, config.processes, config.answers),
     )
     return tokenizer, ids.to(config.device), is_answer.to(config.device)
 
@@ -205,7 +220,10 @@ def run(folder: Path, config: PretrainConfig, prepared: tuple | None = None) -> 
     save(model, tokenizer, folder)
     cpu_only = config.device == "cpu"
     lm = load(StudyConfig(language_model=str(folder), device="cpu" if cpu_only else "auto"))
-    scores = [answer_scores(lm, names, seed) for names in ("seen", "unseen") for seed in range(3)]
+    scores = [
+        answer_scores(lm, names, seed, answers)
+        for answers, names, seed in product(KINDS[config.answers], ("seen", "unseen"), range(3))
+    ]
     seconds = {"prepare": started - begin, "train": trained - started}
     record = {
         "config": asdict(config),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from stage1.corpus import almanac
 from stage1.corpus.grammar import Words, grammar
+from stage1.corpus.writer import Fact, Writer
 
 INDICES = st.integers(0, 10**6)
 SEEDS = st.integers(0, 2**31)
@@ -42,8 +43,8 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
 
-def passage(index: int, names: str = "seen") -> tuple[str, list[almanac.Fact]]:
-    return almanac.Writer(random.Random(index).random, names, "Somewhere").passage()
+def passage(index: int, names: str = "seen") -> tuple[str, list[Fact]]:
+    return Writer(random.Random(index).random, names, "Somewhere").passage()
 
 
 def stock(names: str) -> set[str]:

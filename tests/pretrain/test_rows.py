@@ -8,9 +8,10 @@ from stage1.config import StudyConfig
 from stage1.corpus import SPLITS, almanac
 from stage1.corpus.prompts import encode
 from stage1.model.language_model import SHIPPED
-from stage1.pretrain.rows import SPLIT, corpus, fill_row, train_tokenizer, training_rows
+from stage1.pretrain import rows as pretrain_rows
+from stage1.pretrain.rows import LENGTHS, SPLIT, corpus, fill_row, train_tokenizer, training_rows
 
-LENGTH = 160
+LENGTH = LENGTHS["short"]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,41 @@ def test_training_articles_are_disjoint_from_the_splits_of_the_study():
         assert not trained & set(almanac.table(300, split=split)["context"].to_pylist())
 
 
+# ---------------------------------------------------------------- kinds of answers
+
+
+@pytest.mark.parametrize("answers", LENGTHS)
+def test_no_row_of_the_default_length_loses_a_question(answers, tokenizer):
+    _, is_answer = training_rows(range(100), str(SHIPPED), 512, 0, answers)
+    ids, kept = training_rows(range(100), str(SHIPPED), LENGTHS[answers], 0, answers)
+    assert is_answer.sum() == kept.sum() > 0
+    ends = ((ids == tokenizer.eos_token_id) & kept).sum(axis=1)
+    assert (ends == almanac.QUESTIONS_PER_PASSAGE).all()
+
+
+def test_mixed_questions_alternate_in_a_passage_and_as_its_first_question():
+    short, long = (almanac.article(3, 0, SPLIT, answers=kind) for kind in ("short", "long"))
+    mixed = pretrain_rows.examples(3, 0, "mixed")
+    assert mixed[::2] == short[::2] and mixed[1::2] == long[1::2]
+    first = mixed[:: almanac.QUESTIONS_PER_PASSAGE]
+    assert [row["id"].endswith("-long") for row in first] == [False, True, False, True]
+
+
+def test_mixed_rows_hold_the_answers_of_both_kinds(tokenizer):
+    ids, is_answer = training_rows(range(2), str(SHIPPED), LENGTHS["mixed"], 0, "mixed")
+    examples = [row for index in range(2) for row in pretrain_rows.examples(index, 0, "mixed")]
+    text = "".join(f" {row['answers']['text'][0]}<eos>" for row in examples)
+    assert tokenizer.decode(ids[is_answer]) == text
+
+
 # ---------------------------------------------------------------- tokenizer
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"answers": "mixed"}])
+def test_another_seed_or_other_answers_give_another_tokenizer(change):
+    recipe = {"vocabulary": 600, "articles": 20, "seed": 0}
+    first, other = (train_tokenizer(**given).get_vocab() for given in (recipe, recipe | change))
+    assert first != other
 
 
 def test_the_tokenizer_is_reproducible_and_writes_any_text(tmp_path):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from stage1.corpus.prompts import encode
 from stage1.model import language_model
 from stage1.model.generation import generate
 from stage1.pretrain import train
-from stage1.pretrain.rows import training_rows
+from stage1.pretrain.rows import LENGTHS, training_rows
 from stage1.pretrain.train import PretrainConfig, learning_rate, losses
 
 TINY = PretrainConfig(width=32, depth=1, passages=400, batch=4, steps=40, device="cpu", processes=1)
@@ -148,10 +149,17 @@ def test_weight_decay_spares_embeddings_head_and_norms(model):
         assert ((id(parameter) in spared), (id(parameter) in decayed)) == (is_spared, not is_spared)
 
 
+def test_the_record_tells_the_length_of_rows_that_the_answers_need():
+    assert TINY.row == LENGTHS["short"] == 160
+    assert replace(TINY, answers="mixed", row=0).row == LENGTHS["mixed"] > 200
+    assert PretrainConfig(answers="mixed", row=300).row == 300
+
+
 @pytest.mark.slow
-def test_a_whole_run_writes_a_folder_that_loads_and_answers(tmp_path, monkeypatch):
+@pytest.mark.parametrize("answers, kinds", [("short", ["short"]), ("mixed", ["short", "long"])])
+def test_a_whole_run_writes_a_folder_that_loads_and_answers(tmp_path, monkeypatch, answers, kinds):
     monkeypatch.setattr(train, "answer_scores", partial(train.answer_scores, n=24))
-    config = replace(TINY, passages=200, batch=8, steps=5)
+    config = replace(TINY, passages=200, batch=8, steps=5, answers=answers, row=0)
     folder = tmp_path / "made" / "lm"
     record = train.run(folder, config)
     assert {path.name for path in folder.iterdir()} >= {
@@ -161,8 +169,9 @@ def test_a_whole_run_writes_a_folder_that_loads_and_answers(tmp_path, monkeypatc
     assert json.loads((folder / "training.json").read_text()) == record
     assert PretrainConfig(**record["config"]) == config
     assert 190 <= record["rows"] <= 200 and 80 < record["tokens_per_row"] <= config.row
-    scored = [(score["names"], score["seed"], score["questions"]) for score in record["scores"]]
-    assert scored == [(names, seed, 24) for names in ("seen", "unseen") for seed in range(3)]
+    columns = ("answers", "names", "seed", "questions")
+    scored = [tuple(score[column] for column in columns) for score in record["scores"]]
+    assert scored == [(*key, 24) for key in product(kinds, ("seen", "unseen"), range(3))]
     assert pd.read_csv(folder / "training_curve.csv")["step"].tolist() == [5]
     assert f"{record['parameters']:,} parameters" in (folder / "README.md").read_text()
     lm = language_model.load(StudyConfig(language_model=str(folder), device="cpu"))
@@ -189,8 +198,9 @@ def test_every_option_of_the_command_reaches_the_recipe(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    "field, value", [("passages", 3), ("steps", 0), ("width", 48), ("processes", 0)]
+    "field, value",
+    [("passages", 3), ("steps", 0), ("width", 48), ("processes", 0), ("row", -1), ("answers", "x")],
 )
 def test_an_impossible_recipe_is_refused_by_its_field(field, value):
-    with pytest.raises(ValueError, match=rf"{field}={value}: expected"):
+    with pytest.raises(ValueError, match=rf"{field}={value!r}: expected"):
         PretrainConfig(**{field: value})
