@@ -61,7 +61,7 @@ class StudyConfig:
     selection_names: Literal["seen", "unseen"] = of_data("seen")
     """Almanac only: the same for passages of the selection split."""
 
-    answers: Literal["short", "long"] = of_data("short")
+    answers: Literal["short", "long"] = of_data("short", searched=True)
     """Almanac only: `short` asks for names, dates and the like; `long` for two or three sentences.
     The shipped model was trained on short answers alone."""
 

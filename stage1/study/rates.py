@@ -51,16 +51,3 @@ def read_trials() -> pd.DataFrame:
         if name not in table:
             table[name] = getattr(usual, name)
     return table
-
-
-def replace_trials(paths: Sequence[Path]) -> None:
-    """Write these trials to the table of learning rates, in place of those of the same presets."""
-    kept, trials = read_trials(), pd.concat([pd.read_csv(path) for path in paths])
-    table = pd.concat([kept[~kept["preset"].isin(trials["preset"])], trials])[list(kept)]
-    for name in names_where(StudyConfig(), searched=True):
-        table[name] = table[name].fillna(getattr(StudyConfig(), name))
-    store.write_csv(LEARNING_RATES, table.sort_values(list(kept), ignore_index=True))
-
-
-if __name__ == "__main__":
-    replace_trials([Path(argument) for argument in sys.argv[1:]])

@@ -1,9 +1,21 @@
-"""Search of learning rates, cell by cell: a grid that grows until its best rate lies inside."""
+"""Search of learning rates, cell by cell: a grid that grows until its best rate lies inside.
 
+    python -m stage1.study.search TRIALS.csv ...
+
+writes these trials to the table that `rates` reads, in place of those of the same presets.
+"""
+
+import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import pandas as pd
+
+from stage1 import store
 from stage1.config import StudyConfig
+from stage1.fields import names_where
+from stage1.study import rates
 
 RATES = tuple(float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 3))
 """The rates a search may add."""
@@ -28,3 +40,16 @@ def beyond_edges(scores: Mapping[StudyConfig, float]) -> list[StudyConfig]:
         if best == max(found) and higher:
             more.append(cell.replace(learning_rate=higher[0]))
     return more
+
+
+def replace_trials(paths: Sequence[Path]) -> None:
+    """Write these trials to the table of learning rates, in place of those of the same presets."""
+    kept, trials = rates.read_trials(), pd.concat([pd.read_csv(path) for path in paths])
+    table = pd.concat([kept[~kept["preset"].isin(trials["preset"])], trials])[list(kept)]
+    for name in names_where(StudyConfig(), searched=True):
+        table[name] = table[name].fillna(getattr(StudyConfig(), name))
+    store.write_csv(rates.LEARNING_RATES, table.sort_values(list(kept), ignore_index=True))
+
+
+if __name__ == "__main__":
+    replace_trials([Path(argument) for argument in sys.argv[1:]])

@@ -205,7 +205,8 @@ def sweep(
     edges of the grid of learning rates; see `search.beyond_edges`. A failed run does not stop the
     others; RuntimeError is raised at the end.
     """
-    fields, rows, failures = recorded_fields(configs), {}, []
+    fields, failures = recorded_fields(configs), []
+    rows: dict[StudyConfig, dict] = {}
     order = [*(name for name in fields if name != "seed"), "seed"]
     os.environ["TQDM_DISABLE"] = "1"  # in the pool: one bar for all runs is enough
     bar = {"desc": kind, "file": sys.stdout, "mininterval": 5}

@@ -260,12 +260,14 @@ class Group:
         sizes = torch.tensor([reading.supervised for reading in readings])
         scales = torch.tensor([reading.weight for reading in readings]) / sizes
         weights = scales.repeat_interleave(sizes).to(device)
-        is_masked = any(reading.layout.is_masked for reading in readings)
+        masked = [[reading.layout.is_masked] * len(reading.chosen) for reading in readings]
+        is_masked = np.concatenate(masked)
         loss, losses = tables.new_zeros(()), torch.empty_like(weights)
         for some in passes(lengths, PASS_TOKENS if device.type == "cuda" else None):
             index, places = (torch.from_numpy(x).to(device) for x in (some, ranges(counts, some)))
             part = rows.gather(index, int(lengths[some].max()))
-            value, own = self.losses(part, owners[index], tables, weights[places], is_kl, is_masked)
+            about = is_kl, bool(is_masked[some].any())
+            value, own = self.losses(part, owners[index], tables, weights[places], *about)
             loss, losses[places] = loss + value, own
         return loss, losses
 

@@ -130,13 +130,3 @@ def test_a_warm_up_of_the_same_length_comes_first(tried):
     tried((1e-3, 90.0, {"warmup_steps": 400}), (3e-3, 50.0, {"warmup_steps": 5_000}))
     assert learning_rate(OPEN.replace(warmup_steps=5_000)) == 3.0e-3
     assert learning_rate(OPEN.replace(warmup_steps=600)) == 1.0e-3
-
-
-def test_new_trials_replace_those_of_their_preset(tried, tmp_path):
-    tried((1.0e-3, 50.0, {}), (1.0e-2, 40.0, {"preset": "other"}))
-    new = TRIED | {"learning_rate": 3.0e-3, "selection_f1": 10.0, "labels_on": "answer"}
-    pd.DataFrame([new]).to_csv(tmp_path / "new.csv", index=False)
-    rates.replace_trials([tmp_path / "new.csv"])
-    table = pd.read_csv(rates.LEARNING_RATES)
-    assert table["learning_rate"].tolist() == [3.0e-3, 1.0e-2]
-    assert table["labels_on"].tolist() == ["answer", "prompt_and_answer"]

@@ -1,7 +1,10 @@
 """Learning rates beyond the edges of a grid."""
 
+import pandas as pd
+
 from stage1.config import StudyConfig
-from stage1.study.search import RATES, beyond_edges
+from stage1.study import rates
+from stage1.study.search import RATES, beyond_edges, replace_trials
 
 CONFIG = StudyConfig()
 
@@ -33,3 +36,16 @@ def test_every_cell_has_a_search_of_its_own():
     other = CONFIG.replace(objective="distill")
     both = scores(CONFIG, {1e-3: 1.0, 3e-3: 2.0, 1e-2: 1.5}) | scores(other, {1e-3: 1.0, 3e-3: 2.0})
     assert beyond_edges(both) == [other.replace(learning_rate=1e-2)]
+
+
+def test_new_trials_replace_those_of_their_preset(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "LEARNING_RATES", tmp_path / "learning_rates.csv")
+    same = {"objective": "distill", "learning_rate": 1.0e-2, "selection_f1": 50.0}
+    old = pd.DataFrame([{"preset": name} | same for name in ("full", "quick")])
+    old.to_csv(rates.LEARNING_RATES, index=False)
+    new = [{"preset": "full"} | same | {"learning_rate": 3.0e-3, "labels_on": "answer"}]
+    pd.DataFrame(new).to_csv(tmp_path / "new.csv", index=False)
+    replace_trials([tmp_path / "new.csv"])
+    table = pd.read_csv(rates.LEARNING_RATES)
+    assert table["learning_rate"].tolist() == [3.0e-3, 1.0e-2]
+    assert table["labels_on"].tolist() == ["answer", "prompt_and_answer"]
