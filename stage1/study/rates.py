@@ -1,11 +1,4 @@
-"""The learning rate of a config: its own, or one that was searched on the selection split.
-
-python -m stage1.study.rates TRIALS.csv ...     # replaces the trials of the same presets
-"""
-
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+"""The learning rate of a config: its own, or one that was searched on the selection split."""
 
 import numpy as np
 import pandas as pd
