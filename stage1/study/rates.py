@@ -1,5 +1,7 @@
 """The learning rate of a config: its own, or one that was searched on the selection split."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -9,6 +11,13 @@ from stage1.fields import names_where
 
 LEARNING_RATES = store.ASSETS / "learning_rates.csv"
 FALLBACK_RATE = 1.0e-3
+
+
+def with_defaults(trials: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
+    """Return the trials with the config's defaults in fields that were not yet there for them."""
+    defaults = {name: getattr(StudyConfig(), name) for name in fields}
+    missing = {name: defaults[name] for name in fields if name not in trials}
+    return trials.assign(**missing).fillna(defaults)
 
 
 def learning_rate(config: StudyConfig) -> float:
@@ -21,7 +30,7 @@ def learning_rate(config: StudyConfig) -> float:
     if config.learning_rate is not None:
         return config.learning_rate
     same = names_where(config, searched=True)
-    trials = pd.read_csv(LEARNING_RATES)
+    trials = with_defaults(pd.read_csv(LEARNING_RATES), same)
     trials = trials[(trials[same] == [getattr(config, name) for name in same]).all(axis=1)]
     trials = trials[(trials["warmup_steps"] > 0) == (config.warmup_steps > 0)]
     if (trials["preset"] == config.preset).any():

@@ -58,6 +58,8 @@ def test_the_f1_of_a_rate_is_the_mean_over_its_seeds(tried):
         {"language_model": "owner/other"},
         {"objective": "distill"},
         {"initialisation": "random"},
+        {"architecture": "affine"},
+        {"projection": "trained"},
         {"output_scaling": "unit_rms"},
         {"compressed_width": 12},
     ],
