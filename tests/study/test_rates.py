@@ -30,6 +30,7 @@ def tried(tmp_path, monkeypatch):
         for rate, f1, changes in trials:
             rows.append(TRIED | {"learning_rate": rate, "selection_f1": f1} | changes)
         columns = ["selection_f1", "learning_rate", *TRIED]
+        columns += [name for row in rows for name in row if name not in columns]
         pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "learning_rates.csv", index=False)
         monkeypatch.setattr(rates, "LEARNING_RATES", tmp_path / "learning_rates.csv")
 
