@@ -121,10 +121,16 @@ def calibrate(
     table: Float[Tensor, "V D"],
     counts: Int[Tensor, " V"],
 ) -> None:
-    """Set the output norm to the token-weighted mean and standard deviation of the targets."""
+    """Set the output norm to the token-weighted mean and standard deviation of the targets.
+
+    With K = D the PCA inverse leaves no residual, whose scale of zero would keep the adapter from
+    learning; the norm starts at the deviation of the embeddings instead.
+    """
 
     def target(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         if adapter.initialisation == "pca_inverse":
+            if compression.width == adapter.D:
+                return rows.float() - compression.mean
             return rows.float() - compression.expand(compression.compress(rows))
         return rows.float()
 

@@ -69,6 +69,21 @@ def test_the_uncompressed_control_starts_at_the_identity(tiny_lm, architecture, 
     torch.testing.assert_close(decoded, tiny_lm.embedding_table, rtol=0, atol=1e-5)
 
 
+def test_the_uncompressed_control_learns_at_the_scale_of_the_embeddings(tiny_lm):
+    """Its residual is zero, so a norm calibrated to that could not move."""
+    adapter, compression, codebook = made(tiny_lm, compressed_width=D)
+    share = (COUNTS / COUNTS.sum()).float()
+    squares = share @ (tiny_lm.embedding_table - compression.mean).square()
+    torch.testing.assert_close(
+        adapter.output_norm.weight.detach(), squares.sqrt(), rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(adapter.output_norm.bias.detach(), torch.zeros(D), rtol=0, atol=1e-6)
+    rms = float(tiny_lm.embedding_table.square().mean().sqrt())
+    adapter.gain.data.fill_(0.1)
+    change = (adapter(codebook) - tiny_lm.embedding_table).square().mean().sqrt()
+    assert change.item() == pytest.approx(0.1 * rms, rel=0.3)
+
+
 def test_a_random_affine_map_starts_as_a_linear_layer_with_the_configs_seed(tiny_lm):
     adapter, *_ = made(tiny_lm, architecture="affine", initialisation="random", seed=5)
     torch.manual_seed(5)
