@@ -26,7 +26,7 @@ from torch.nn.functional import embedding
 
 from stage1 import adapter as adapters
 from stage1 import compress, store
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.compress import Compression
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded, token_counts

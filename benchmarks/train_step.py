@@ -31,6 +31,7 @@ from torch.nn.functional import mse_loss
 
 from stage1 import adapter as adapters
 from stage1 import objectives, store
+from stage1.baselines import Adapter
 from stage1.compress import fit_pca, variance
 from stage1.config import StudyConfig, load_preset
 from stage1.corpus.prompts import token_counts
@@ -134,7 +135,7 @@ class Bench:
         lm = dataclasses.replace(self.lm, recomputed=config.recomputed)
         return ObjectiveContext(lm, self.codebook, config, self.spread)
 
-    def adapter(self, config: StudyConfig) -> adapters.Adapter:
+    def adapter(self, config: StudyConfig) -> Adapter:
         return adapters.make(self.compression, self.table, self.counts, config)
 
     def step(self, config: StudyConfig) -> Step:

@@ -152,16 +152,18 @@ def fit_pca(
 ) -> Compression:
     """Fit PCA to `width` dimensions of the counted embeddings, or of the vocabulary.
 
-    Equal to scikit-learn's PCA of one row per token, without making those rows. Raises ValueError
-    where `width` exceeds D or the rank of the covariance.
+    Equal to scikit-learn's PCA of one row per token, without making those rows. All D components
+    lose nothing. Raises ValueError where `width` exceeds D, or below D the rank of the covariance.
     """
     D = table.shape[1]
     check_width(width, D)
     mean, covariance = moments(table, weights(table, counts, weighting))
     variances, components = eigenpairs(covariance)
     rank = int((variances > variances[0] * D * torch.finfo(torch.float64).eps).sum())
-    allowed = f"at most {rank}, the rank of the {weighting}-weighted embeddings"
-    require(width <= rank, "compressed_width", width, allowed)
+    allowed = (
+        f"at most {rank}, the rank of the {weighting}-weighted embeddings, or {D}, their width"
+    )
+    require(width <= rank or width == D, "compressed_width", width, allowed)
     kept = float(variances[:width].sum() / variances.sum())
     kind = Kind.PCA_TOKEN if weighting == "token" else Kind.PCA_VOCABULARY
     return Compression(mean.float(), components[:width].float(), variances, kept, kind)

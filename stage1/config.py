@@ -19,6 +19,16 @@ no_effect: dict[str, Any] = {"changes_results": False, "in_run_name": False}
 ZERO, ONE, SHARE, POSITIVE = "zero or more", "one or more", "0 to 1", "a positive number"
 CRITERIA = ("baseline_f1", "target_f1", "script_f1", "failure_f1")
 """Thresholds of F1 in percent, each at most the one before it."""
+WITHOUT_EFFECT = {
+    "film": {},
+    "affine": {"output_scaling": "calibrated"},  # no output norm
+    "soft_codebook": {
+        "output_scaling": "calibrated",
+        "initialisation": "pca_inverse",  # one start, the lookup's own scale
+        "projection": "pca",  # its codebook is compressed once
+    },
+}
+"""Fields that an architecture does not use, and the value that they keep."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +118,25 @@ class StudyConfig:
 
     # compression
     compressed_width: int = of_compression(24, allowed=ONE, recorded=True, searched=True)
-    """Width K of the compressed embeddings; 24 is an eighth of the shipped model's D=192."""
+    """Width K of the compressed embeddings; 24 is an eighth of the shipped model's D=192. K = D is
+    the uncompressed control: PCA drops nothing, and the PCA inverse is the identity."""
 
     weighting: Literal["token", "vocabulary"] = of_compression("token")
     """Whether PCA weights tokens of the training prompts equally, or vocabulary entries."""
 
+    projection: Literal["pca", "trained"] = of_compression("pca", recorded=True, searched=True)
+    """How embeddings become K numbers: by PCA, or by a linear map that starts there and is trained
+    with the adapter."""
+
     # adapter
     seed: int = of_adapter(0, allowed=ZERO, in_run_name=False, recorded=True, own=True)
     """Seed of one adapter: its initial weights, the order of its examples, its sampling."""
+
+    architecture: Literal["film", "affine", "soft_codebook"] = of_adapter(
+        "film", recorded=True, searched=True
+    )
+    """`film` is the adapter under study. `affine` is a matrix and a bias; `soft_codebook` a mean of
+    all vocabulary entries, weighted by their distance, with one trained temperature."""
 
     initialisation: Literal["random", "pca_inverse"] = of_adapter(
         "pca_inverse", recorded=True, searched=True, own=True
@@ -244,6 +265,9 @@ class StudyConfig:
             value = getattr(self, name)
             require(0 < value <= top, name, value, f"above 0, at most {top:g}")
             top = value
+        for name, only in WITHOUT_EFFECT[self.architecture].items():
+            allowed = f"{only!r} where architecture={self.architecture!r}"
+            require(getattr(self, name) == only, name, getattr(self, name), allowed)
         alone = self.device != "sharded" or self.processes == 1
         require(alone, "processes", self.processes, "1 where device='sharded'")
         able = self.data == "almanac" or self.answers == "short"

@@ -41,7 +41,8 @@ class ObjectiveContext:
 
     lm: FrozenLM
     codebook: Float[Tensor, "V K"]
-    """The compressed vocabulary: row i is all that an adapter sees of token i."""
+    """Row i is all that an adapter sees of token i: its compressed embedding, or, with a trained
+    projection, its embedding minus the mean (D dimensions, not K)."""
     config: StudyConfig
     variance: float
     """Variance per dimension of the training prompts' embeddings; mse divided by it is fvu."""

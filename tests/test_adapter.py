@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stage1 import adapter as adapters
-from stage1.adapter import Adapter
+from stage1.adapter import Film
+from stage1.baselines import Adapter
 from stage1.compress import Compression, fit_pca
 from stage1.config import StudyConfig
 from stage1.model import language_model
@@ -56,7 +57,7 @@ def saved(tiny_lm, tiny_folder, tmp_path):
 
 def test_the_adapter_under_study_has_19952641_parameters():
     with torch.device("meta"):
-        adapter = Adapter(512, 4_096)
+        adapter = Film(512, 4_096)
     assert adapters.parameter_count(adapter) == 19_952_641
     # by hand: the norms, the MLP of width 4K = 2,048, the three maps from K to D, and the gain
     norms = 2 * 512 + 2 * 4_096

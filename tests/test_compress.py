@@ -195,6 +195,14 @@ def test_a_width_above_the_rank_is_refused():
         fit_pca(table, counts, 5)
 
 
+@pytest.mark.parametrize("used", [V, 6])
+def test_all_components_lose_nothing_whatever_the_rank(used):
+    table, counts = table_and_counts()
+    counts[used:] = 0
+    pca = fit_pca(table, counts, D)
+    torch.testing.assert_close(pca.expand(pca.compress(table)), table, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("counts", [None, torch.full((V,), -1), torch.zeros(V, dtype=torch.int64)])
 def test_counts_that_do_not_fit_are_refused(counts):
     with pytest.raises(ValueError, match="counts: expected 60 counts"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stage1 import adapter as adapters
 from stage1 import objectives, store
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.compress import Compression, fit_pca, random_projection, variance
 from stage1.config import StudyConfig
 from stage1.corpus import data
@@ -38,7 +38,10 @@ class Study:
     compression: Compression
 
     @cached_property
-    def codebook(self) -> Float[Tensor, "V K"]:
+    def codebook(self) -> Float[Tensor, "V _"]:
+        """What an adapter sees of every token; see `ObjectiveContext.codebook`."""
+        if self.config.projection == "trained":
+            return self.lm.embedding_table.float() - self.compression.mean
         return self.compression.compress(self.lm.embedding_table)
 
     @cached_property

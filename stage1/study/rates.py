@@ -1,5 +1,7 @@
 """The learning rate of a config: its own, or one that was searched on the selection split."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -11,6 +13,13 @@ LEARNING_RATES = store.ASSETS / "learning_rates.csv"
 FALLBACK_RATE = 1.0e-3
 
 
+def with_defaults(trials: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
+    """Return the trials with the config's defaults in fields that were not yet there for them."""
+    defaults = {name: getattr(StudyConfig(), name) for name in fields}
+    missing = {name: defaults[name] for name in fields if name not in trials}
+    return trials.assign(**missing).fillna(defaults)
+
+
 def learning_rate(config: StudyConfig) -> float:
     """Return the config's learning rate, or else the searched one with the highest selection F1.
 
@@ -20,7 +29,8 @@ def learning_rate(config: StudyConfig) -> float:
     """
     if config.learning_rate is not None:
         return config.learning_rate
-    same, trials = names_where(config, searched=True), read_trials()
+    same = names_where(config, searched=True)
+    trials = with_defaults(pd.read_csv(LEARNING_RATES), same)
     trials = trials[(trials[same] == [getattr(config, name) for name in same]).all(axis=1)]
     trials = trials[(trials["warmup_steps"] > 0) == (config.warmup_steps > 0)]
     if (trials["warmup_steps"] == config.warmup_steps).any():
@@ -35,12 +45,3 @@ def learning_rate(config: StudyConfig) -> float:
     distance = (np.log(tried_steps) - np.log(steps)).abs()
     nearest = trials[distance == distance.min()]
     return float(nearest.groupby("learning_rate")["selection_f1"].mean().idxmax())
-
-
-def read_trials() -> pd.DataFrame:
-    """Read the table of trials; a searched field without a column has its default in all."""
-    table, usual = pd.read_csv(LEARNING_RATES), StudyConfig()
-    for name in names_where(usual, searched=True):
-        if name not in table:
-            table[name] = getattr(usual, name)
-    return table

@@ -24,13 +24,18 @@ def reconstruction_references(
 ) -> pd.DataFrame:
     """Return mse and fvu of predictors that need no training, over the counted tokens.
 
-    The two random starts use the config's seed, whatever its initialisation.
+    The two random starts are those of the adapter under study with the config's seed.
     """
     share = torch.from_numpy(counts / counts.sum()).to(table)
     codebook, weights = compression.compress(table), torch.from_numpy(counts)
     rebuilt = {}
     for scaling in ("unit_rms", "calibrated"):
-        start = config.replace(initialisation="random", output_scaling=scaling)
+        start = config.replace(
+            architecture="film",
+            projection="pca",
+            initialisation="random",
+            output_scaling=scaling,
+        )
         untrained = adapters.make(compression, table, weights, start)
         rebuilt[f"random start, {scaling}"] = adapters.decode(untrained, codebook)
     rebuilt |= {"zero": torch.zeros_like(table), "constant mean": (share @ table).expand_as(table)}

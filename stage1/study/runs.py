@@ -11,7 +11,7 @@ import pandas as pd
 
 from stage1 import adapter as adapters
 from stage1 import store
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 from stage1.corpus import data
 from stage1.evaluation.conditions import evaluate, evaluate_floors

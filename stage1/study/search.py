@@ -44,11 +44,12 @@ def beyond_edges(scores: Mapping[StudyConfig, float]) -> list[StudyConfig]:
 
 def replace_trials(paths: Sequence[Path]) -> None:
     """Write these trials to the table of learning rates, in place of those of the same presets."""
-    kept, trials = rates.read_trials(), pd.concat([pd.read_csv(path) for path in paths])
+    searched = names_where(StudyConfig(), searched=True)
+    kept = rates.with_defaults(pd.read_csv(rates.LEARNING_RATES), searched)
+    trials = pd.concat([pd.read_csv(path) for path in paths])
     table = pd.concat([kept[~kept["preset"].isin(trials["preset"])], trials])[list(kept)]
-    for name in names_where(StudyConfig(), searched=True):
-        table[name] = table[name].fillna(getattr(StudyConfig(), name))
-    store.write_csv(rates.LEARNING_RATES, table.sort_values(list(kept), ignore_index=True))
+    table = rates.with_defaults(table, searched).sort_values(list(kept), ignore_index=True)
+    store.write_csv(rates.LEARNING_RATES, table)
 
 
 if __name__ == "__main__":

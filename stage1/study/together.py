@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stage1 import adapter as adapters
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 from stage1.evaluation.reconstruction import reconstruction
 from stage1.evaluation.together import evaluate_together

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from stage1 import store
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.fields import require

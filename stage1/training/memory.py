@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.corpus.prompts import Encoded
 from stage1.fields import require
 from stage1.machine import processes

@@ -1,4 +1,4 @@
-"""Several adapters of one shape trained as one, with their parameters stacked.
+"""Several adapters of one architecture trained as one, with their parameters stacked.
 
 Every layer of all adapters is one batched product, and one optimizer moves the whole stack.
 Gradients are clipped row by row: each adapter takes the step it would take alone, up to rounding.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from transformers import get_cosine_schedule_with_warmup
 
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 
 Stack = dict[str, Tensor]
@@ -37,15 +37,17 @@ class StackedAdapters:
         keys = [(rate, config.weight_decay) for rate, config in zip(rates, configs, strict=True)]
         self.order = sorted(range(len(adapters)), key=lambda i: keys[i])
         self.adapters = [adapters[i] for i in self.order]
-        self.template, self.buffers = template_of(adapters[0]), linear_inverses(self.adapters)
-        self.device = self.buffers["mean"].device
+        self.template = adapters[0].template()
+        self.constants = stacked([adapter.constants() for adapter in self.adapters])
+        self.device = next(adapters[0].parameters()).device
         norms = [configs[i].max_grad_norm for i in self.order]
         self.max_norms = torch.tensor(norms, device=self.device)
         self.blocks: list[dict[str, nn.Parameter]] = []
         groups = []
         for rate, decay in sorted(set(keys)):
             rows = [adapters[i] for i in self.order if keys[i] == (rate, decay)]
-            block = {name: nn.Parameter(rows) for name, rows in stacked_parameters(rows).items()}
+            stack = stacked([dict(adapter.named_parameters()) for adapter in rows])
+            block = {name: nn.Parameter(tensor) for name, tensor in stack.items()}
             self.blocks.append(block)
             lr = torch.tensor(rate, device=self.device) if capturable else rate
             groups.append({"params": list(block.values()), "lr": lr, "weight_decay": decay})
@@ -61,7 +63,7 @@ class StackedAdapters:
     @property
     def sizes(self) -> list[int]:
         """Adapters in each block."""
-        return [len(block["gain"]) for block in self.blocks]
+        return [len(next(iter(block.values()))) for block in self.blocks]
 
     def rates(self) -> list[float]:
         """Return every adapter's learning rate in the next step."""
@@ -69,14 +71,14 @@ class StackedAdapters:
         return [float(rate) for rate, size in rates for _ in range(size)]
 
     def decode(self, compressed: Float[Tensor, "N K"]) -> Float[Tensor, "S N D"]:
-        """Return the embeddings of the same compressed rows by every adapter."""
+        """Return the embeddings of the same rows of the codebook by every adapter."""
         names = self.blocks[0]
         stack = {name: torch.cat([block[name] for block in self.blocks]) for name in names}
 
-        def decode(own: Stack, inverse: Stack) -> Float[Tensor, "N D"]:
-            return functional_call(self.template, (own, inverse), (compressed,))
+        def decode(own: Stack, constants: Stack) -> Float[Tensor, "N D"]:
+            return functional_call(self.template, (own, constants), (compressed,))
 
-        return vmap(decode)(stack, self.buffers)
+        return vmap(decode)(stack, self.constants)
 
     def step(self) -> Float[Tensor, " S"]:
         """Clip each adapter's gradient and take a step; return the norms before clipping."""
@@ -115,26 +117,9 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def stacked_parameters(adapters: Sequence[Adapter]) -> Stack:
-    named = [dict(adapter.named_parameters()) for adapter in adapters]
-    return {name: torch.stack([own[name].detach() for own in named]) for name in named[0]}
-
-
-def linear_inverses(adapters: Sequence[Adapter]) -> Stack:
-    """Return the adapters' stacked buffers, zero for an adapter that adds no linear inverse."""
-    stack = {}
-    for name in ("mean", "components"):
-        used = [float(adapter.initialisation == "pca_inverse") for adapter in adapters]
-        rows = zip(adapters, used, strict=True)
-        stack[name] = torch.stack([factor * getattr(adapter, name) for adapter, factor in rows])
-    return stack
-
-
-def template_of(adapter: Adapter) -> Adapter:
-    """Return a weightless adapter of the same shape that adds the inverse in its buffers."""
-    K, D = adapter.components.shape
-    with torch.device("meta"):
-        return Adapter(K, D, "pca_inverse")
+def stacked(tensors: Sequence[Stack]) -> Stack:
+    """Return the adapters' tensors of each name in one, with adapters as the first dimension."""
+    return {name: torch.stack([own[name].detach() for own in tensors]) for name in tensors[0]}
 
 
 class Captured:

@@ -21,7 +21,7 @@ from torch.nn.functional import embedding
 from tqdm import tqdm
 
 from stage1 import names
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.model import engine, fused_loss

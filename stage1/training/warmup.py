@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stage1 import store
-from stage1.adapter import CHUNK, Adapter
+from stage1.adapter import CHUNK
+from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 from stage1.objectives import ObjectiveContext
 from stage1.training.microbatches import TrainingError

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from stage1.adapter import Adapter, parameter_count
+from stage1.adapter import Film, parameter_count
 from stage1.config import StudyConfig
 from stage1.model import language_model
 from stage1.model.language_model import FrozenError, FrozenLM, bit_sums, load
@@ -195,7 +195,7 @@ def test_the_packages_shape_is_llama_8b_and_its_adapter_has_20_million_parameter
     assert parameter_count(lm.model) == 8_030_261_248
     assert lm.embedding_table.shape == lm.head.weight.shape == (128_256, 4_096)
     with torch.device("meta"):
-        assert parameter_count(Adapter(512, 4_096)) == 19_952_641
+        assert parameter_count(Film(512, 4_096)) == 19_952_641
 
 
 # ---------------------------------------------------------------- tokens and embeddings

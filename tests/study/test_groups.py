@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from stage1 import adapter as adapters
 from stage1 import store, study
 from stage1.config import StudyConfig
+from stage1.evaluation import reconstruction
 from stage1.study import sweep, together
 from stage1.training.warmup import warm_up
 
@@ -38,6 +40,18 @@ def test_groups_hold_what_can_share_passes():
     ]  # fmt: skip
 
 
+def test_adapters_of_another_architecture_or_projection_are_apart():
+    config = StudyConfig()
+    others = [
+        config.replace(architecture="affine"),
+        config.replace(architecture="soft_codebook"),
+        config.replace(projection="trained"),
+    ]
+    assert together.groups([config, *others, config.replace(seed=1)], 9) == [
+        [config, config.replace(seed=1)], *([other] for other in others)
+    ]  # fmt: skip
+
+
 def test_equal_starts_are_warmed_up_once_and_others_apart(config, monkeypatch):
     prepared, calls = study.prepare(config), []
 
@@ -60,6 +74,32 @@ def test_equal_starts_are_warmed_up_once_and_others_apart(config, monkeypatch):
     assert torch.equal(flat[0], flat[1]) and made[0] is not made[1]
     untouched = study.new_adapter(dataclasses.replace(prepared, config=configs[-1]))
     assert torch.equal(flat[4], torch.cat([p.flatten() for p in untouched.parameters()]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "affine"},
+        {"architecture": "soft_codebook"},
+        {"projection": "trained"},
+        {"compressed_width": 32},
+    ],
+)
+def test_a_baseline_leaves_the_records_of_any_run(config, runs, changes):
+    """Trained in a group, tested, saved and loaded; K = D is the uncompressed control."""
+    configs = [config.replace(seed=seed, **changes) for seed in (0, 1)]
+    rows = sweep.work("runs", configs, sweep.recorded_fields(configs))
+    for own, row in zip(configs, rows, strict=True):
+        assert {name: row[name] for name in changes} == changes
+        study_of = sweep.shared(own)
+        adapter = adapters.load(store.adapter_folder(own), own, study_of.lm)
+        rebuilt = reconstruction(
+            study_of.lm.embedding_table,
+            adapters.decode(adapter, study_of.codebook),
+            study_of.test_counts(),
+        )
+        assert row["fvu"] == pytest.approx(rebuilt["fvu"])
+        assert row["parameters"] == adapters.parameter_count(adapter)
 
 
 @pytest.mark.slow

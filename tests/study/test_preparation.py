@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stage1 import adapter as adapters
 from stage1 import study
 from stage1.corpus import data
 from stage1.corpus.prompts import token_counts
@@ -28,6 +29,15 @@ def test_a_study_holds_its_splits_and_the_compression_of_its_training_prompts(co
     expected = prepared.compression.compress(prepared.lm.embedding_table)
     assert torch.equal(prepared.codebook, expected) and prepared.codebook.shape == (4096, 4)
     assert (prepared.test_counts() == token_counts(prepared.encoded["test"].prompts, 4096)).all()
+
+
+def test_a_trained_projection_sees_centred_embeddings(config, prepared):
+    own = replace(prepared, config=config.replace(projection="trained"))
+    compression, table = prepared.compression, prepared.lm.embedding_table
+    assert torch.equal(own.codebook, table - compression.mean)
+    rebuilt = adapters.decode(study.new_adapter(own), own.codebook)
+    expected = adapters.decode(study.new_adapter(prepared), prepared.codebook)
+    torch.testing.assert_close(rebuilt, expected, rtol=0, atol=1e-6)
 
 
 def test_only_training_examples_are_dropped_for_a_cut_answer(config):

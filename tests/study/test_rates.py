@@ -26,13 +26,11 @@ def tried(tmp_path, monkeypatch):
     """Write the table of trials: each is a learning rate, its F1, and what else differs."""
 
     def write(*trials: tuple) -> None:
-        changed = [name for _, _, changes in trials for name in changes]
-        usual = {name: getattr(OPEN, name) for name in changed}
         rows = []
         for rate, f1, changes in trials:
-            row = usual | TRIED | {"learning_rate": rate, "selection_f1": f1} | changes
-            rows.append(row)
-        columns = ["selection_f1", "learning_rate", *(usual | TRIED)]
+            rows.append(TRIED | {"learning_rate": rate, "selection_f1": f1} | changes)
+        columns = ["selection_f1", "learning_rate", *TRIED]
+        columns += [name for row in rows for name in row if name not in columns]
         pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "learning_rates.csv", index=False)
         monkeypatch.setattr(rates, "LEARNING_RATES", tmp_path / "learning_rates.csv")
 
@@ -61,6 +59,8 @@ def test_the_f1_of_a_rate_is_the_mean_over_its_seeds(tried):
         {"language_model": "owner/other"},
         {"objective": "distill"},
         {"initialisation": "random"},
+        {"architecture": "affine"},
+        {"projection": "trained"},
         {"output_scaling": "unit_rms"},
         {"compressed_width": 12},
         {"labels_on": "answer"},

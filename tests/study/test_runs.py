@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from stage1 import adapter as adapters
 from stage1 import store, study
@@ -318,6 +319,31 @@ def test_an_interrupted_run_resumes_and_ends_the_same(config, prepared, made_onc
     weights = "adapter.safetensors"
     assert (folder / weights).read_bytes() == (made_once / weights).read_bytes()
     assert not (folder / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"architecture": "affine"}, {"architecture": "soft_codebook"}, {"projection": "trained"}],
+)
+def test_an_interrupted_baseline_resumes_bit_for_bit(config, prepared, monkeypatch, changes):
+    own = replace(prepared, config=config.replace(warmup_steps=2, epochs=1, **changes))
+    whole, progress = study.train_adapter(own, resumable=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        original, calls = loop.take_step, []
+
+        def interrupted(*arguments):
+            calls.append(1)
+            if len(calls) == 3:  # of three; the checkpoint is at two
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        patch.setattr(loop, "take_step", interrupted)
+        study.train_adapter(own)
+    resumed, again = study.train_adapter(own)
+    assert again.warmup == progress.warmup and len(again.warmup) == 2
+    assert again.selection == progress.selection
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_run_interrupted_after_its_training_is_not_trained_again(config, prepared, monkeypatch):

@@ -19,7 +19,8 @@ KEPT = ["id", "title", "f1", "em", "ended", "tokens", "right_first", "right_late
 MEASURES = ["f1", "em", "ended", "ce_first", "ce_later", "right_first", "right_later"]
 RECORDED = {
     "preset", "seed", "train_examples", "language_model", "compressed_width", "initialisation",
-    "output_scaling", "objective", "epochs", "batch_size", "learning_rate",
+    "output_scaling", "architecture", "projection", "objective", "epochs", "batch_size",
+    "learning_rate",
     "reconstruction_weight", "reconstruction_term", "balancing", "warmup_steps",
 }  # fmt: skip
 

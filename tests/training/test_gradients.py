@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stage1 import adapter as adapters
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.compress import fit_pca, variance
 from stage1.config import StudyConfig
 from stage1.objectives import ExampleBatch, ObjectiveContext, Term, find, total

@@ -1,5 +1,7 @@
 """Many adapters at once: each ends where it ends alone, whatever the others do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,14 @@ ADAPTERS = [
 """One adapter per objective, with different seeds, starts and rates."""
 
 
+BASELINES = [
+    {"architecture": "affine"},
+    {"architecture": "soft_codebook"},
+    {"projection": "trained"},
+    {"projection": "trained", "architecture": "affine"},
+]
+
+
 @pytest.fixture(scope="module")
 def prepared(tiny_config):
     return study.prepare(
@@ -61,9 +71,8 @@ def flat(adapter) -> torch.Tensor:
 
 
 def contexts_of(prepared, changes: list[dict]) -> list:
-    return [
-        study.objective_context(prepared, prepared.config.replace(**change)) for change in changes
-    ]
+    configs = [prepared.config.replace(**change) for change in changes]
+    return [study.objective_context(replace(prepared, config=config)) for config in configs]
 
 
 def made(prepared, contexts) -> list:
@@ -101,6 +110,26 @@ def test_every_objective_ends_where_it_ends_alone(prepared):
             assert here.keys() == there.keys()
             for name in here.keys() - {"seconds"}:
                 assert here[name] == pytest.approx(there[name], rel=2e-3), (change, name)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_baseline_ends_in_a_group_where_it_ends_alone(prepared, baseline):
+    """The same with every architecture, for terms with and without the language model."""
+    members: list[dict] = [
+        {"objective": "option3_teacher_forced", "learning_rate": 1.0e-2},
+        {"objective": "option1_reconstruction", "learning_rate": 3.0e-3, "seed": 1},
+    ]
+    if baseline.get("architecture") != "soft_codebook":
+        members[1]["initialisation"] = "random"
+    changes = [member | baseline | {"epochs": 1} for member in members]
+    trained, found = at_once(prepared, changes)
+    for change, adapter, progress in zip(changes, trained, found, strict=True):
+        expected, own = alone(prepared, change)
+        untrained = flat(made(prepared, contexts_of(prepared, [change]))[0])
+        assert not torch.allclose(flat(expected), untrained, atol=1e-3)
+        assert torch.allclose(flat(adapter), flat(expected), atol=2e-4), change
+        for here, there in zip(progress.curve, own.curve, strict=True):
+            assert here["loss"] == pytest.approx(there["loss"], rel=2e-3), change
 
 
 def test_weights_norms_and_layouts_are_each_adapters_own(prepared):

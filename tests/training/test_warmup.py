@@ -128,6 +128,32 @@ def test_an_error_that_is_no_number_is_reported_with_its_step(prepared, monkeypa
         warmed(prepared)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "affine"},
+        {"architecture": "soft_codebook", "warmup_batch": 256},
+        {"projection": "trained"},
+    ],
+)
+def test_a_baseline_is_warmed_up_resumed_and_stacked(prepared, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(warmup, "CHECKPOINT_EVERY", 10)
+    config = prepared.config.replace(warmup_steps=20, warmup_rate=3.0e-3, **changes)
+    one = dataclasses.replace(prepared, config=config)
+    context, checkpoint = study.objective_context(one), tmp_path / "warmup.pt"
+    first, second, resumed = (study.new_adapter(one) for _ in range(3))
+    curve, _ = warm_up([first, second], context, prepared.counts, False, None)
+    assert curve[-1]["fvu"] < curve[0]["fvu"]
+    alone = study.new_adapter(one)
+    warm_up([alone], context, prepared.counts, False, checkpoint)
+    for stacked in (first, second):
+        assert torch.allclose(flat(stacked), flat(alone), atol=2e-4)
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["step"] == 20  # the last checkpoint; nothing is left to do from there
+    warm_up([resumed], context, prepared.counts, False, checkpoint)
+    assert torch.equal(flat(resumed), flat(alone))
+
+
 def test_adapters_warmed_up_at_once_end_as_each_alone(prepared):
     changes = [
         {"seed": 0},

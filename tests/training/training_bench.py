@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stage1 import adapter as adapters
-from stage1.adapter import Adapter
+from stage1.baselines import Adapter
 from stage1.compress import Compression, fit_pca, variance
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded, token_counts
