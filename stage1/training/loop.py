@@ -178,12 +178,12 @@ def train(
     """Train the adapter in place, by the config's objective or the given function.
 
     `counts` are the training prompts' token counts; the config's learning rate must be set.
-    `selection_scores` evaluates the adapter on the selection split before the first step, every
-    `selection_every` steps and after the last. With a checkpoint path, the state is saved there
-    every `checkpoint_every` steps and resumed from; `warmup` is the curve of the adapter's warm-up,
-    which it keeps. Raises TrainingError for a loss that is not
-    finite or explodes, RecordError for a checkpoint of another config, and ValueError without
-    training examples.
+    `selection_scores` evaluates the adapter on the selection split after the last step and, if
+    `selection_every` is not 0, before the first and every so many steps. With a checkpoint path,
+    the state is saved there every `checkpoint_every` steps and resumed from; `warmup` is the curve
+    of the adapter's warm-up, which it keeps. Raises TrainingError for a loss that is not finite or
+    explodes, RecordError for a checkpoint of another config, and ValueError without training
+    examples.
     """
     config, allowed = context.config, "at least one whose answer is not cut"
     require(len(encoded) > 0, "train_examples", len(encoded), allowed)
@@ -192,7 +192,7 @@ def train(
     distribution = batches.token_distribution(counts)
     progress, is_first, device = loop.progress, processes.rank() == 0, context.lm.device
     progress.warmup = progress.warmup or warmup or []
-    if not progress.selection:
+    if config.selection_every and not progress.selection:
         progress.selection.append({"step": 0} | selection_scores(adapter))
     bar = {"desc": config.objective, "initial": progress.step, "total": steps}
     hidden = {} if is_first else {"disable": True}  # else as TQDM_DISABLE says

@@ -345,7 +345,8 @@ def train_together(
     several adapters. An adapter that diverges leaves its TrainingError; the others go on.
     """
     group, every = Group(adapters, contexts, encoded, counts), contexts[0].config.selection_every
-    group.record_selection(0, selection_scores)
+    if every:
+        group.record_selection(0, selection_scores)
     for step in tqdm(range(group.steps), desc=f"{len(adapters)} adapters", file=sys.stdout):
         group.take_step(step)
         if step + 1 == group.steps or is_due(every, step + 1):

@@ -402,7 +402,7 @@ def test_weight_decay_shrinks_weights_without_a_gradient(bench, monkeypatch, dec
     torch.testing.assert_close(adapter.skip.weight.detach(), before * (1 - 1.0e-2 * decay))
 
 
-@pytest.mark.parametrize("every, steps", [(3, [0, 3, 6, 8]), (4, [0, 4, 8]), (0, [0, 8])])
+@pytest.mark.parametrize("every, steps", [(3, [0, 3, 6, 8]), (4, [0, 4, 8]), (0, [8])])
 def test_the_selection_split_is_evaluated_at_the_start_regularly_and_once_at_the_end(
     bench, every, steps
 ):
@@ -416,7 +416,8 @@ def test_the_selection_split_is_evaluated_at_the_start_regularly_and_once_at_the
     weights, progress = bench.train(config, scores)
     assert [row["step"] for row in progress.selection] == steps
     assert [row["sum"] for row in progress.selection] == seen and len(set(seen)) == len(seen)
-    assert seen[0] == fingerprint(bench.adapter(config))["sum"]
+    if every:
+        assert seen[0] == fingerprint(bench.adapter(config))["sum"]
     last = bench.adapter(config)
     last.load_state_dict(weights)
     assert seen[-1] == fingerprint(last)["sum"]
