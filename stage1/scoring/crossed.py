@@ -8,12 +8,14 @@ The mean errs for two reasons that are independent of each other, and both count
 - the seeds. Their variance is that of the seeds' means, which holds the interaction. With S seeds
   it has S - 1 degrees of freedom.
 
-The half-widths of the two t intervals are added in quadrature. This covers the mean at least as
-often as the level says, however large either part is (Banerjee, 1960, "Approximate confidence
-interval for linear functions of means of k populations when the population variances are not
-equal"). The price is width: with two seeds, t is 12.7. The pigeonhole bootstrap (Owen, 2007) and
-effective degrees of freedom (Satterthwaite, 1946) give narrower intervals that cover too rarely
-with few seeds; `benchmarks/interval_coverage.py` compares them.
+The half-widths of the two t intervals are added in quadrature. If both parts are normal, this
+covers the mean at least as often as the level says, however large either is (Banerjee, 1960,
+"Approximate confidence interval for linear functions of means of k populations when the population
+variances are not equal"). The price is width: with two seeds, t is 12.7. No method makes up for
+seeds that are very skewed, such as one collapse among three.
+
+The pigeonhole bootstrap (Owen, 2007) and effective degrees of freedom (Satterthwaite, 1946) give
+narrower intervals, which cover too rarely with few seeds (`benchmarks/interval_coverage.py`).
 """
 
 import math

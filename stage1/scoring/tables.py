@@ -58,8 +58,10 @@ def condition_table(
     """
     table = summary(over_seeds(answers, ["condition"]), ["condition"]).set_index("condition")
     for condition, group in answers.groupby("condition"):
-        for metric in ("f1", "em") if group["seed"].nunique() > 1 else ():
-            table.loc[condition, [f"{metric}_low", f"{metric}_high"]] = interval(group, metric)[1:]
+        if "seed" in group and group["seed"].nunique() > 1:
+            for metric in ("f1", "em"):
+                bounds = [f"{metric}_low", f"{metric}_high"]
+                table.loc[condition, bounds] = interval(group, metric)[1:]
     floor, ceiling = table.loc[FLOORS, "f1"].max(), table.loc["embeddings", "f1"]
     table.insert(6, "retention", [retention(f1, ceiling, floor) for f1 in table["f1"]])
     return table.join(pd.DataFrame(rebuilt).T).rename_axis("condition").reset_index()

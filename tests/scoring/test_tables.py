@@ -127,6 +127,14 @@ def test_seeds_do_not_count_as_more_questions():
     assert (table["questions"] == 3).all() and (table["articles"] == 2).all()
 
 
+def test_conditions_that_were_never_trained_need_no_seed():
+    answers = conditions(10.0, 20.0).query("seed.isna()")
+    with_seed, without = (
+        condition_table(each, {}) for each in (answers, answers.drop(columns="seed"))
+    )
+    pd.testing.assert_frame_equal(with_seed, without)
+
+
 def test_intervals_of_several_seeds_are_over_seeds_too():
     answers = conditions(10.0, 20.0)
     table = condition_table(answers, {}).set_index("condition")
