@@ -242,8 +242,8 @@ class StudyConfig:
 
     # criteria: the analysis's thresholds, F1 in percent
     baseline_f1: float = criterion(82.0, **no_effect)
-    """F1 that the analysis reports for Llama-3.1-8B from its original embeddings; the other
-    criteria are divided by it to give a share of the ceiling."""
+    """F1 that the analysis reports for Llama-3.1-8B from its original embeddings; the ceiling of
+    the other criteria where they are stated as retention."""
 
     target_f1: float = criterion(70.0, **no_effect)
     """The analysis's target, which decides. A score between `script_f1` and this is a success to

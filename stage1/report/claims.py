@@ -14,7 +14,6 @@ import pandas as pd
 from scipy import stats
 
 from stage1.report.evidence import AS_FOUND, Evidence
-from stage1.scoring import criteria
 from stage1.scoring.comparison import Finding
 
 Truth = bool | np.bool_
@@ -261,13 +260,13 @@ def shadowing(e: Evidence) -> Judgement:
 def threshold_too_high(e: Evidence) -> Judgement:
     """Confirmed if nothing reaches the target, neither in points nor as a share of the ceiling."""
     config, top = e.config, e.table.iloc[0]
-    share = criteria.thresholds(config, share=True)["target"]
+    share = e.retention_thresholds["target"]
     return Judgement(
         agreed(top["f1"] < config.target_f1, top["retention"] < share),
-        f"The best, `{top['objective']}`, reaches F1 {e.f1(top['objective'])}: {top['verdict']} at "
-        f"{config.target_f1:g} points. As a share of the baseline the target is {share:.1f} % "
-        f"({config.target_f1:g} of {config.baseline_f1:g}); retention is {top['retention']:.1f} %: "
-        f"{top['verdict on retention']}.",
+        f"The best, `{top['objective']}`, reaches F1 {e.f1(top['objective'])} and retention "
+        f"{top['retention']:.1f} %. The target is {config.target_f1:g} points, or {share:.1f} % of "
+        f"the way from this floor to the baseline of {config.baseline_f1:g}. Verdict: "
+        f"{top['verdict']}.",
     )
 
 

@@ -22,7 +22,7 @@ def answer(e: Evidence) -> list[str]:
     w, target = e.warmed, e.config.target_f1
     chosen, lookup = w.f1(w.recommended), e.untrained.set_index("condition").loc["codebook", "f1"]
     verdict = criteria.verdict(chosen.mean, criteria.thresholds(e.config))
-    share = criteria.thresholds(e.config, share=True)["target"]
+    share = e.retention_thresholds["target"]
     steps = int(w.runs["warmup_steps"].max())
     return [
         f"Warm the adapter up on reconstruction, then train with {OBJECTIVES[w.recommended].label}."
@@ -30,7 +30,7 @@ def answer(e: Evidence) -> list[str]:
         f"analysis's budget, the model reaches F1 {chosen}, against {e.ceiling:.1f} from the "
         f"original embeddings: {verdict} at {target:g} points. That is "
         f"{e.retention(chosen.mean):.0f} % of the way from floor to ceiling; the target is "
-        f"{share:.0f} % of the baseline it was set against.",
+        f"{share:.0f} % of the way from this floor to the baseline it was set against.",
         compare_factors(e),
         f"Nearest-codebook lookup, without any training, reaches F1 {lookup:.1f}: the test "
         "measures how an adapter is trained, not what 8x compression loses.",
@@ -95,5 +95,5 @@ def recommendation(evidence: Evidence) -> list[str]:
         f"{f1[best] - recommended:+.1f} points against the recommended objective (not tested).",
         "**State the target as a share of the ceiling**, measured in the same run. F1 points mean "
         f"something else on every model: {config.target_f1:g} of {config.baseline_f1:g} there is "
-        f"{config.target_f1 / config.baseline_f1 * e.ceiling:.1f} here.",
+        f"{e.target_here:.1f} here.",
     ]

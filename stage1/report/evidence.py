@@ -24,6 +24,7 @@ START = ["initialisation", "output_scaling"]
 AS_FOUND = ("random", "unit_rms")
 """The adapter of the analysed code."""
 OTHER_BUDGETS = ("runs_640x2", "runs_2500x3", "runs_40000x3")
+WITHIN_MARGIN = (Finding.EQUIVALENT, Finding.SLIGHTLY_DIFFERENT)
 MEASURED = ("as_found_padding", "objective_cost", "train_step_largest")
 BENCHMARKS = store.ROOT / "benchmarks" / "results"
 
@@ -98,6 +99,17 @@ class Evidence:
     def retention(self, f1: float) -> float:
         return retention(f1, self.ceiling, self.floor)
 
+    @property
+    def retention_thresholds(self) -> dict[str, float]:
+        """The criteria as retention in percent, with this run's floor."""
+        return criteria.retention_thresholds(self.config, self.floor)
+
+    @property
+    def target_here(self) -> float:
+        """The F1 in percent at which retention meets the target."""
+        share = self.retention_thresholds["target"] / 100
+        return self.floor + share * (self.ceiling - self.floor)
+
     def select(
         self, table: pd.DataFrame, objective: str | None = None, adapter: tuple | None = None
     ) -> pd.DataFrame:
@@ -124,10 +136,9 @@ class Evidence:
         """One row per objective on the best adapter, the best first.
 
         F1 with its interval over articles and seeds and its standard deviation over seeds,
-        retention, EM, fvu, and the verdicts on F1 in points and on retention.
+        retention, EM, fvu, and one verdict on F1 in points and on retention.
         """
         points = criteria.thresholds(self.config)
-        share = criteria.thresholds(self.config, share=True)
         rows = []
         for objective, runs in self.select(self.runs).groupby("objective"):
             f1 = comparison.interval(self.select(self.scores, objective))
@@ -135,8 +146,7 @@ class Evidence:
             row = {"objective": objective, "f1": f1.mean, "f1_low": f1.low, "f1_high": f1.high}
             row |= {"f1_sd": runs["f1"].std(), "seeds": len(runs), "retention": kept.mean}
             row |= {name: runs[name].mean() for name in ("em", "fvu", "selection_f1")}
-            row["verdict"] = criteria.verdict_over(f1, points)
-            row["verdict on retention"] = criteria.verdict_over(kept, share)
+            row["verdict"] = criteria.joint_verdict(f1, kept, points, self.retention_thresholds)
             rows.append(row)
         return pd.DataFrame(rows).sort_values("f1", ascending=False, ignore_index=True)
 
@@ -156,7 +166,7 @@ class Evidence:
                 "retention": f"{row['retention']:.1f} %",
                 "fvu": f"{row['fvu']:.2f}",
                 "seeds": row["seeds"],
-                f"target {self.config.target_f1:g}": row["verdict"],
+                "verdict": row["verdict"],
             }
             for _, row in self.table.iterrows()
         ]
@@ -176,13 +186,13 @@ class Evidence:
     def recommended(self) -> str:
         """The cheapest per step of the analysis's fixes that are as good as the best.
 
-        The best has the highest F1 on the selection split; a fix is as good unless its F1 on the
-        test questions is found `different` from the best one's.
+        The best has the highest F1 on the selection split; a fix is as good if its F1 on the test
+        questions is found to be within the margin of the best one's.
         """
         top = self.select(self.runs).groupby("objective")["selection_f1"].mean()[FIXES].idxmax()
         tied = [top]
         for name in FIXES:
-            if name != top and self.pair(name, top)["finding"] is not Finding.DIFFERENT:
+            if name != top and self.pair(name, top)["finding"] in WITHIN_MARGIN:
                 tied.append(name)
         return str(self.cost.set_index("objective").loc[tied, "seconds"].idxmin())
 

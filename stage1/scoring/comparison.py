@@ -1,9 +1,8 @@
 """Which differences are real: intervals over articles and seeds, equivalence, many comparisons.
 
 Two adapters answer the same questions, so they are compared question by question. Questions share
-articles and answers share seeds, and the two are crossed, so both are resampled independently: the
-pigeonhole bootstrap (Owen, 2007, "The pigeonhole bootstrap"), which errs on the wide side. Five
-seeds give only a rough estimate of the variance that seeds contribute.
+articles and answers share seeds; `crossed` says how both enter an interval. With a single seed the
+interval is over articles alone: it holds for that one adapter, not for its objective.
 """
 
 import enum
@@ -14,12 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats
 
 from stage1.fields import require
+from stage1.scoring.crossed import Estimate
 from stage1.scoring.intervals import Interval
 
-RESAMPLES = 5_000
 SIGNIFICANT = 0.05
 
 
@@ -58,55 +56,40 @@ class Difference(NamedTuple):
         return str(Interval(*self[:3]))
 
 
-def article_totals(
-    scores: pd.DataFrame, metric: str
-) -> tuple[Float[np.ndarray, "A S"], Float[np.ndarray, " A"]]:
-    """Return sums of a score per article and seed, and the number of questions per article.
+def by_question(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return a row per article and question, and a column per seed; nan where there is no score.
 
-    Raises ValueError unless every question (`id`, of article `title`) has one score per `seed`.
+    Raises ValueError if a question has two scores with one seed.
     """
-    table = scores.pivot(index=["title", "id"], columns="seed", values=metric)
+    table = scores.set_index(["title", "id", "seed"])[metric].astype(float)
+    if not table.index.is_unique:
+        raise ValueError(f"{metric}: a question has more than one score with the same seed")
+    return table.unstack("seed").sort_index()
+
+
+def article_totals(
+    table: pd.DataFrame,
+) -> tuple[Float[np.ndarray, "A S"], Float[np.ndarray, " A"]]:
+    """Return sums of scores per article and seed, and the number of questions per article."""
+    articles, index = np.unique(table.index.get_level_values("title"), return_inverse=True)
+    totals = np.zeros((len(articles), table.shape[1]))
+    np.add.at(totals, index, table.to_numpy())
+    return totals, np.bincount(index).astype(float)
+
+
+def interval(scores: pd.DataFrame, metric: str = "f1", level: float = 0.95) -> Interval:
+    """Return the mean of a score in percent with its interval, cut off at 0 and 100.
+
+    Columns of `scores`: `id`, `title`, `seed` and the metric. With one seed the interval is over
+    articles alone. A single article gives bounds of nan. Raises ValueError unless every question
+    has one score per seed.
+    """
+    table = by_question(scores, metric)
     if table.isna().any(axis=None):
         raise ValueError(f"{metric}: not every question has a score for every seed")
-    articles = table.groupby(level="title", observed=True)
-    return articles.sum().to_numpy(float), articles.size().to_numpy(float)
-
-
-def resample(
-    scores: pd.DataFrame, metric: str, level: float = 0.95, seed: int = 0
-) -> tuple[Interval, np.ndarray]:
-    """Return the mean score with its percentile interval, and the resampled means.
-
-    A single seed is not resampled. A single article gives an interval of nan and no means.
-    """
-    totals, sizes = article_totals(scores, metric)
-    mean = float(totals.sum() / sizes.sum() / totals.shape[1])
-    if len(sizes) < 2:
-        return Interval(mean, float("nan"), float("nan")), np.array([])
-
-    def over_both(articles, seeds, axis):
-        drawn = totals[articles[..., :, None].astype(int), seeds[..., None, :].astype(int)]
-        return drawn.sum((-1, -2)) / sizes[articles.astype(int)].sum(-1) / seeds.shape[-1]
-
-    def over_articles(articles, axis):
-        drawn = articles.astype(int)
-        return totals[drawn].sum((-1, -2)) / sizes[drawn].sum(-1) / totals.shape[1]
-
-    data = [np.arange(length) for length in totals.shape if length > 1]
-    result = stats.bootstrap(
-        data, over_both if len(data) == 2 else over_articles, vectorized=True, method="percentile",
-        confidence_level=level, n_resamples=RESAMPLES, batch=500, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    low, high = result.confidence_interval
-    return Interval(mean, float(low), float(high)), result.bootstrap_distribution
-
-
-def interval(scores: pd.DataFrame, metric: str = "f1") -> Interval:
-    """Return the mean score with a 95 % interval over articles and seeds.
-
-    Columns of `scores`: `id`, `title`, `seed` and the metric.
-    """
-    return resample(scores, metric)[0]
+    estimate = Estimate.of(*article_totals(table))
+    mean, low, high = estimate.interval(level)
+    return Interval(mean, max(low, min(mean, 0.0)), min(high, max(mean, 100.0)))
 
 
 def difference(
@@ -114,30 +97,24 @@ def difference(
 ) -> Difference:
     """Return first minus second, on the same questions and the seeds that both have.
 
-    An equal seed means equal initial weights and order of examples. `p_margin` is that of two
-    one-sided tests (Schuirmann, 1987). Raises ValueError if they share no seed, or if one has a
-    question that the other lacks.
+    An equal seed means equal initial weights and order of examples. `p` is below 0.05 exactly where
+    the 95 % interval excludes 0. `p_margin` is that of two one-sided tests (Schuirmann, 1987); the
+    p values are nan for a single article. Raises ValueError if the two share no seed, if one has a
+    question that the other lacks, or if a question has two scores with one seed.
     """
-    keys = ["id", "title", "seed"]
-    shared = set(first["seed"]) & set(second["seed"])
-    first, second = (side[side["seed"].isin(shared)] for side in (first, second))
-    pair = first[[*keys, metric]].merge(
-        second[[*keys, metric]], on=keys, how="outer", suffixes=("_first", "_second")
-    )
-    if not shared or len(pair) != len(first) or len(pair) != len(second):
+    return paired(by_question(first, metric), by_question(second, metric), margin)
+
+
+def paired(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> Difference:
+    """Return the difference of two tables of `by_question`."""
+    seeds = first.columns.intersection(second.columns)
+    first, second = (side[seeds].dropna(how="all") for side in (first, second))
+    unlike = seeds.empty or not first.index.equals(second.index)
+    if unlike or first.isna().any(axis=None) or second.isna().any(axis=None):
         raise ValueError("the two were not scored on the same questions with a seed in common")
-    pair[metric] = pair[f"{metric}_first"] - pair[f"{metric}_second"]
-    estimate, means = resample(pair, metric)
-    if not len(means):
-        return Difference(*estimate, float("nan"), float("nan"))
-    p = 2 * min(share_at_most(means, 0.0), share_at_most(-means, 0.0))
-    p_margin = max(share_at_most(means, -margin), share_at_most(-means, -margin))
-    return Difference(*estimate, min(1.0, p), p_margin)
-
-
-def share_at_most(means: np.ndarray, bound: float) -> float:
-    """Return the share of means at or below the bound, never 0 (Davison & Hinkley, 1997, 4.2)."""
-    return float((1 + (means <= bound).sum()) / (1 + len(means)))
+    estimate = Estimate.of(*article_totals(first - second))
+    p, p_margin = estimate.p(estimate.mean), estimate.p_beyond(margin - abs(estimate.mean))
+    return Difference(*estimate.interval(), p, p_margin)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -158,13 +135,13 @@ def pairs(scores: pd.DataFrame, by: str, metric: str = "f1", margin: float = 2.0
     means = scores.groupby(by, sort=False, observed=True)[metric].mean()
     levels = means.sort_values(ascending=False).index
     require(len(levels) > 1, by, list(levels), "at least two levels to compare")
-    groups = {level: scores[scores[by] == level] for level in levels}
+    tables = {level: by_question(scores[scores[by] == level], metric) for level in levels}
     rows = []
     for first, second in combinations(levels, 2):
-        pair = difference(groups[first], groups[second], metric, margin)
+        pair = paired(tables[first], tables[second], margin)
         if pair.mean < 0:  # on the seeds that both have, the order is reversed
             first, second = second, first
-            pair = difference(groups[first], groups[second], metric, margin)
+            pair = paired(tables[first], tables[second], margin)
         rows.append({"first": first, "second": second} | pair._asdict())
     table = pd.DataFrame(rows)
     table["p"], table["p_margin"] = holm(table["p"].tolist()), holm(table["p_margin"].tolist())

@@ -8,19 +8,33 @@ import pandas as pd
 
 from stage1.config import StudyConfig
 from stage1.scoring.intervals import Interval
+from stage1.scoring.tables import retention
 
 
-def thresholds(config: StudyConfig, share: bool = False) -> dict[str, float]:
-    """Return the criteria in F1 percent, or as percent of the analysis's baseline if `share`."""
-    scale = 100 / config.baseline_f1 if share else 1.0
-    return {name: scale * getattr(config, f"{name}_f1") for name in ("target", "script", "failure")}
+def thresholds(config: StudyConfig) -> dict[str, float]:
+    """Return the criteria in F1 percent, as the analysis gives them."""
+    return {name: getattr(config, f"{name}_f1") for name in ("target", "script", "failure")}
+
+
+def retention_thresholds(config: StudyConfig, floor: float) -> dict[str, float]:
+    """Return the criteria as retention in percent, of the analysis's baseline.
+
+    Retention has the floor subtracted, so the criteria have too. The analysis measured no floor for
+    its baseline: `floor` is that of this run, in F1 percent. They are nan if it reaches the
+    baseline.
+    """
+    points = thresholds(config)
+    return {name: retention(f1, config.baseline_f1, floor) for name, f1 in points.items()}
 
 
 class Verdict(enum.StrEnum):
     MET = "target met"
-    ONLY_SCRIPT = "target missed (a success only to the script)"
+    ONLY_SCRIPT = "target missed (passes the script)"
     MISSED = "target missed"
     FAILURE = "failure"
+
+
+OPEN = "target undecided"
 
 
 def verdict(score: float, criteria: Mapping[str, float]) -> Verdict:
@@ -37,11 +51,30 @@ def verdict(score: float, criteria: Mapping[str, float]) -> Verdict:
 
 
 def verdict_over(interval: Interval, criteria: Mapping[str, float]) -> str:
-    """Return the verdict that holds for the whole interval, or else the range of verdicts."""
-    if math.isnan(interval.low):
-        return "open: no interval"
+    """Return what holds for the whole interval: of the target, and whether it may be a failure."""
+    if math.isnan(interval.low) or math.isnan(criteria["target"]):
+        return f"{OPEN}: no interval to compare"
     low, high = verdict(interval.low, criteria), verdict(interval.high, criteria)
-    return low if low == high else f"open: from {low} to {high}"
+    if low == high:
+        return low
+    of_target = OPEN if high is Verdict.MET else Verdict.MISSED
+    return f"{of_target}, failure possible" if low is Verdict.FAILURE else of_target
+
+
+def joint_verdict(
+    f1: Interval, kept: Interval, points: Mapping[str, float], shares: Mapping[str, float]
+) -> str:
+    """Return one verdict on F1 in points and on retention in percent.
+
+    Where the two differ, it says which verdict holds at which target.
+    """
+    of_points, of_share = verdict_over(f1, points), verdict_over(kept, shares)
+    if of_points == of_share:
+        return of_points
+    return (
+        f"at {points['target']:g} points: {of_points}; "
+        f"at {shares['target']:.1f} % retention: {of_share}"
+    )
 
 
 def run_verdict(best: pd.Series, config: StudyConfig) -> str:

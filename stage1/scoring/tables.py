@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from stage1.names import FLOORS
+from stage1.scoring.comparison import interval
 from stage1.scoring.intervals import mean_interval
 
 TEACHER_FORCED = ("ce_first", "ce_later", "right_first", "right_later")
@@ -52,9 +53,15 @@ def condition_table(
     """Return one row per condition, averaged over seeds.
 
     Columns: those of `summary`, retention in percent against the higher of the floors, and the
-    reconstruction of the prompt's tokens (`rebuilt`, by condition).
+    reconstruction of the prompt's tokens (`rebuilt`, by condition). Intervals of a condition with
+    several seeds are over articles and seeds, those of all others over articles.
     """
     table = summary(over_seeds(answers, ["condition"]), ["condition"]).set_index("condition")
+    for condition, group in answers.groupby("condition"):
+        if "seed" in group and group["seed"].nunique() > 1:
+            for metric in ("f1", "em"):
+                bounds = [f"{metric}_low", f"{metric}_high"]
+                table.loc[condition, bounds] = interval(group, metric)[1:]
     floor, ceiling = table.loc[FLOORS, "f1"].max(), table.loc["embeddings", "f1"]
     table.insert(6, "retention", [retention(f1, ceiling, floor) for f1 in table["f1"]])
     return table.join(pd.DataFrame(rebuilt).T).rename_axis("condition").reset_index()

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from stage1.names import FLOORS
+from stage1.scoring.comparison import interval
 from stage1.scoring.tables import TEACHER_FORCED, condition_table, over_seeds, retention, summary
 
 TITLES = {"a1": "A", "a2": "A", "b1": "B"}
@@ -124,8 +125,23 @@ def test_retention_counts_from_the_higher_floor_to_the_original_embeddings(floor
 def test_seeds_do_not_count_as_more_questions():
     table = condition_table(conditions(10.0, 20.0), {}).set_index("condition")
     assert (table["questions"] == 3).all() and (table["articles"] == 2).all()
-    low, high = table.loc["distill", ["f1_low", "f1_high"]]
-    assert (low, high) == pytest.approx((40, 70))  # the mean of either article
+
+
+def test_conditions_that_were_never_trained_need_no_seed():
+    answers = conditions(10.0, 20.0).query("seed.isna()")
+    with_seed, without = (
+        condition_table(each, {}) for each in (answers, answers.drop(columns="seed"))
+    )
+    pd.testing.assert_frame_equal(with_seed, without)
+
+
+def test_intervals_of_several_seeds_are_over_seeds_too():
+    answers = conditions(10.0, 20.0)
+    table = condition_table(answers, {}).set_index("condition")
+    distill = interval(answers[answers["condition"] == "distill"])
+    assert tuple(table.loc["distill", ["f1", "f1_low", "f1_high"]]) == pytest.approx(distill)
+    ceiling = table.loc["embeddings", ["f1_low", "f1_high"]]
+    assert tuple(ceiling) == pytest.approx((75, 90))  # the mean of either article
 
 
 def test_a_condition_table_has_the_reconstruction_of_what_is_rebuilt():
