@@ -144,7 +144,8 @@ def load(folder: Path, config: StudyConfig, lm: FrozenLM) -> Adapter:
     record = store.read_json(folder / "adapter.json")
     about, saved = record["results"], record["config"]
     made_for = f"what the adapter in {folder} was trained for"
-    width, same_table = config.compressed_width, about["table"] == fingerprint(lm.embedding_table)
+    table = lm.embedding_table
+    width, same_table = config.width(table.shape[1]), about["table"] == fingerprint(table)
     require(width == about["K"], "compressed_width", width, f"{about['K']}, {made_for}")
     allowed = f"{saved['language_model']!r} with D={about['D']}, {made_for}"
     require(same_table, "language_model", config.language_model, allowed)

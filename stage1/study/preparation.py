@@ -43,8 +43,8 @@ class Study:
 
     @cached_property
     def resolved(self) -> StudyConfig:
-        """The config with its open choices made: the batch size `auto` and the learning rate."""
-        config = self.config
+        """The config with its open choices made: K, the batch size `auto`, the learning rate."""
+        config = self.config.replace(compressed_width=self.compression.width)
         if config.batch_size == "auto":
             config = config.replace(batch_size=batch_size(self))
         return config.replace(learning_rate=learning_rate(config))
@@ -55,7 +55,7 @@ class Study:
     def untrained(self) -> dict[str, Tensor | None]:
         """Return the tables of the conditions that need no training."""
         table, counts, config = self.lm.embedding_table, torch.from_numpy(self.counts), self.config
-        control = random_projection(table, counts, config.compressed_width, config.data_seed)
+        control = random_projection(table, counts, self.compression.width, config.data_seed)
         return untrained_conditions(self.lm, self.compression, control)
 
 
@@ -78,7 +78,7 @@ def prepare(config: StudyConfig) -> Study:
     require(len(encoded["train"]) > 0, "train_examples", config.train_examples, allowed)
     table = lm.embedding_table
     counts = token_counts(encoded["train"].prompts, len(table))
-    width, weighting = config.compressed_width, config.weighting
+    width, weighting = config.width(table.shape[1]), config.weighting
     compression = fit_pca(table, torch.from_numpy(counts), width, weighting)
     return Study(config, lm, encoded, counts, compression)
 

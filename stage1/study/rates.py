@@ -14,23 +14,30 @@ FALLBACK_RATE = 1.0e-3
 def learning_rate(config: StudyConfig) -> float:
     """Return the config's learning rate, or else the searched one with the highest selection F1.
 
-    Only trials of the same language model, objective, adapter and width count, with a warm-up or
-    without one: those of the config's preset at any budget, or else those of the nearest budget in
-    optimizer steps. Without such trials the rate is 0.001.
+    Of its trials, those of the config's preset at any budget count, or else those of the nearest
+    budget in optimizer steps. Without trials the rate is 0.001.
     """
     if config.learning_rate is not None:
         return config.learning_rate
-    same = names_where(config, searched=True)
-    trials = pd.read_csv(LEARNING_RATES)
-    trials = trials[(trials[same] == [getattr(config, name) for name in same]).all(axis=1)]
-    trials = trials[(trials["warmup_steps"] > 0) == (config.warmup_steps > 0)]
-    if (trials["preset"] == config.preset).any():
-        trials = trials[trials["preset"] == config.preset]
-    if trials.empty:
+    tried = trials(config)
+    if (tried["preset"] == config.preset).any():
+        tried = tried[tried["preset"] == config.preset]
+    if tried.empty:
         return FALLBACK_RATE
     assert isinstance(config.batch_size, int)
     steps = config.epochs * config.train_examples / config.batch_size
-    tried_steps = trials["epochs"] * trials["train_examples"] / trials["batch_size"]
+    tried_steps = tried["epochs"] * tried["train_examples"] / tried["batch_size"]
     distance = (np.log(tried_steps) - np.log(steps)).abs()
-    nearest = trials[distance == distance.min()]
+    nearest = tried[distance == distance.min()]
     return float(nearest.groupby("learning_rate")["selection_f1"].mean().idxmax())
+
+
+def trials(config: StudyConfig) -> pd.DataFrame:
+    """Return the trials of the config's language model, objective, adapter and width K.
+
+    They have a warm-up if the config has one.
+    """
+    same = names_where(config, searched=True)
+    table = pd.read_csv(LEARNING_RATES)
+    table = table[(table[same] == [getattr(config, name) for name in same]).all(axis=1)]
+    return table[(table["warmup_steps"] > 0) == (config.warmup_steps > 0)]
