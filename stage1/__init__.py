@@ -4,3 +4,12 @@ import warnings
 
 # Progress bars are plain tqdm, which executed notebooks and HTML keep; no widget is missed.
 warnings.filterwarnings("ignore", message="IProgress not found")
+
+
+def __getattr__(name: str):
+    """Import `stage1.load` when it is first used: it needs torch, which takes seconds."""
+    if name == "load":
+        from stage1.ask import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

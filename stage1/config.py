@@ -1,7 +1,7 @@
 """One frozen `StudyConfig` per run, from YAML presets and notebook parameters."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -284,6 +284,11 @@ def load_preset(name: str) -> StudyConfig:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path}: expected `field: value` lines, found {values!r}")
     return StudyConfig(preset=path.stem).replace(**values)
+
+
+def from_arguments(preset: str, pairs: Iterable[Sequence[str]]) -> StudyConfig:
+    """Return a preset changed by a command's `-p FIELD VALUE`, values read as YAML."""
+    return load_preset(preset).replace(**{name: yaml.safe_load(value) for name, value in pairs})
 
 
 def from_notebook(namespace: dict, also: Sequence[str] = ()) -> StudyConfig:

@@ -157,8 +157,8 @@ def flat_row(row: Any, number: int, path: Path) -> dict:
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: item {number} of a flat list has {found}; expected context, question and "
-            'answers {"text": [...], "answer_start": [...]}, or a file in SQuAD v1.1\'s nested form, '
-            '{"data": [{"title": ..., "paragraphs": [...]}]}'
+            'answers {"text": [...], "answer_start": [...]}, or in place of the list SQuAD v1.1\'s '
+            'nested form, {"data": [{"title": ..., "paragraphs": [...]}]}'
         ) from error
 
 
