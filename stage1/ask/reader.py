@@ -27,6 +27,8 @@ from stage1.model.generation import generate_rows, read_answer
 from stage1.model.greedy import Embed
 from stage1.model.language_model import FrozenLM
 
+Ratio = int | float | None
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -42,7 +44,7 @@ class Reader:
         return self.lm.embedding_table.shape[1]
 
     def ask(
-        self, context: str, question: str, adapter: Names = None, ratio: float | None = None
+        self, context: str, question: str, adapter: Names = None, ratio: Ratio = None
     ) -> Reading:
         """Answer the question from the passage, greedily, under every condition.
 
@@ -114,7 +116,7 @@ class Reader:
         width = store.read_json(folder / "adapter.json")["results"]["K"]
         return adapters.load(folder, self.config.replace(compressed_width=width), self.lm)
 
-    def compression(self, ratio: float | None, adapter: Adapter | None) -> Compression:
+    def compression(self, ratio: Ratio, adapter: Adapter | None) -> Compression:
         """Return the compression by `ratio`, or else the adapter's own, or else the config's."""
         if ratio is None:
             return (

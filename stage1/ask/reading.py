@@ -2,14 +2,13 @@
 
 import html
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
 
-FORMATS: dict[str, Callable] = dict.fromkeys(("probability", "per_token"), "{:.3f}".format)
-FORMATS["K"] = FORMATS["ratio"] = lambda value: "" if value is pd.NA else f"{value:g}"
+FORMATS = dict.fromkeys(("probability", "per_token"), "{:.3f}".format)
 
 
 class Answered(NamedTuple):
@@ -71,12 +70,15 @@ class Reading:
         return f"{self.answer!r} from {self.condition}, probability {self.probability:.3f}{cut}"
 
     def __str__(self) -> str:
-        table = self.table.to_string(index=False, formatters=FORMATS, na_rep="")
-        return f"{self.heading()}\n\n{table}"
+        return f"{self.heading()}\n\n{self.shown().to_string(index=False, formatters=FORMATS)}"
 
     def _repr_html_(self) -> str:
-        table = self.table.to_html(index=False, formatters=FORMATS, na_rep="")
+        table = self.shown().to_html(index=False, formatters=FORMATS)
         return f"<p>{html.escape(self.heading())}</p>{table}"
+
+    def shown(self) -> pd.DataFrame:
+        """Return the table with blanks where nothing was compressed."""
+        return self.table.astype({"K": object, "ratio": object}).fillna("")
 
 
 def answer_table(

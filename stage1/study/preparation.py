@@ -59,8 +59,8 @@ class Study:
         return untrained_conditions(self.lm, self.compression, control)
 
 
-def prepare(config: StudyConfig) -> Study:
-    """Load the language model, encode the data and fit the compression.
+def prepare(config: StudyConfig, lm: FrozenLM | None = None) -> Study:
+    """Load the language model, unless it is given, encode the data and fit the compression.
 
     Raises ValueError for an unknown objective, for batch size `auto` on a CPU (both before anything
     is loaded), and where no training example is left.
@@ -69,7 +69,7 @@ def prepare(config: StudyConfig) -> Study:
     measurable = language_model.choose_device(config.device).type != "cpu"
     allowed = "a number where there is no GPU whose memory could be measured"
     require(config.batch_size != "auto" or measurable, "batch_size", config.batch_size, allowed)
-    lm = language_model.load(config)
+    lm = lm or language_model.load(config)
     encoded = {
         split: encode(data.rows(config, split), lm.tokenizer, config, training=split == "train")
         for split in data.SPLITS
