@@ -76,10 +76,16 @@ def test_a_model_that_cannot_do_the_task_stops_unless_told_otherwise(own_config)
     assert all(row in str(raised.value) for row in str(found).splitlines())
 
 
+def test_nothing_is_measured_after_a_stop(own_config, monkeypatch):
+    monkeypatch.setattr(lines, "time_and_memory", lambda study: pytest.fail("measured"))
+    with pytest.raises(PreflightError):
+        preflight(own_config)
+
+
 def test_timing_adds_times_and_memory_and_prints_no_progress_bar(own_config, capsys):
     found = preflight(own_config, stop=False).lines[len(CHECKS) :]
-    assert [line.what for line in found] == ["time", "memory", "time"]
-    assert "5 steps per epoch" not in found[0].found and "15 steps in about" in found[0].found
+    assert [line.what for line in found] == ["training", "memory", "answering"]
+    assert "15 steps in about" in found[0].found
     assert "a report trains 7" in found[0].found and "7 conditions of 4 questions" in found[2].found
     assert capsys.readouterr().out == ""
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+WIDEST = 48
+"""Characters of an answer that a printed table shows."""
 FORMATS = dict.fromkeys(("probability", "per_token"), "{:.3f}".format)
 
 
@@ -70,7 +72,8 @@ class Reading:
         return f"{self.answer!r} from {self.condition}, probability {self.probability:.3f}{cut}"
 
     def __str__(self) -> str:
-        return f"{self.heading()}\n\n{self.shown().to_string(index=False, formatters=FORMATS)}"
+        table = self.shown().to_string(index=False, formatters=FORMATS, max_colwidth=WIDEST)
+        return f"{self.heading()}\n\n{table}"
 
     def _repr_html_(self) -> str:
         table = self.shown().to_html(index=False, formatters=FORMATS)

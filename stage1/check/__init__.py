@@ -21,6 +21,8 @@ def preflight(given: StudyConfig | Study, stop: bool = True, timing: bool = True
     try:
         for line in checks(given, timing):
             found.lines.append(line)
+            if stop and found.stops:
+                break
     except StoppedError as error:
         found.lines.append(error.line)
     if stop and found.stops:

@@ -157,9 +157,9 @@ def time_and_memory(study: Study) -> Iterator[Line]:
     with redirect_stdout(io.StringIO()):  # the progress bar of a few steps
         training = " ".join(cost.training(study).split()).rstrip(".")
     count = len(OBJECTIVES) * study.config.seeds
-    yield Line(Level.OK, "time", f"{training}. This is one adapter; a report trains {count}")
+    yield Line(Level.OK, "training", f"{training}. This is one adapter; a report trains {count}")
     yield memory(study.lm)
-    yield Line(Level.OK, "time", cost.evaluation(study, len(CONDITIONS)))
+    yield Line(Level.OK, "answering", cost.evaluation(study, len(CONDITIONS)))
 
 
 def memory(lm: FrozenLM) -> Line:

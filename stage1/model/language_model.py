@@ -271,6 +271,8 @@ def build_shape(config: StudyConfig, device: torch.device) -> Loaded:
     with device:
         model = AutoModelForCausalLM.from_config(shape, **model_options(config))
     own = folder.is_dir() and any(folder.glob("tokenizer*"))
+    if own:
+        check_tokenizer_files(folder, config.language_model)
     tokenizer = AutoTokenizer.from_pretrained(folder if own else SHIPPED)
     check_end_token(tokenizer, config.language_model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -94,10 +94,11 @@ def test_a_folder_without_a_tokenizer_is_refused_by_name(folder):
         load(config(folder))
 
 
-def test_a_tokenizer_under_another_name_is_named_with_what_is_expected(folder):
+@pytest.mark.parametrize("shape_only", [False, True])
+def test_a_tokenizer_under_another_name_is_named_with_what_is_expected(folder, shape_only):
     (folder / "tokenizer.json").rename(folder / "tokenizer_raw.json")
     with pytest.raises(FileNotFoundError, match=r"has tokenizer_raw\.json but no tokenizer\.json"):
-        load(config(folder))
+        load(config(folder, shape_only=shape_only))
 
 
 @pytest.mark.parametrize("shape_only", [False, True])
