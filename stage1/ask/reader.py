@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -125,7 +126,7 @@ class Reader:
         lowest = self.D / self.pca.width
         allowed = f"a number from {lowest:.3g} to {self.D} (D={self.D}; the training prompts span "
         allowed += f"{self.pca.width} dimensions)"
-        is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+        is_number = isinstance(ratio, Real) and not isinstance(ratio, bool)
         require(is_number and lowest <= ratio <= self.D, "ratio", ratio, allowed)
         return self.pca.narrowed(round(self.D / ratio))
 
