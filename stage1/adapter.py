@@ -185,7 +185,8 @@ def load(folder: Path, config: StudyConfig, lm: FrozenLM) -> Adapter:
     record = store.read_json(folder / "adapter.json")
     about, saved = record["results"], StudyConfig().replace(**record["config"])
     made_for = f"what the adapter in {folder} was trained for"
-    width, same_table = config.compressed_width, about["table"] == fingerprint(lm.embedding_table)
+    table = lm.embedding_table
+    width, same_table = config.width(table.shape[1]), about["table"] == fingerprint(table)
     require(width == about["K"], "compressed_width", width, f"{about['K']}, {made_for}")
     for name in ("architecture", "projection"):
         own, given = getattr(saved, name), getattr(config, name)

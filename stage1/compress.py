@@ -147,22 +147,24 @@ def check_width(width: int, D: int) -> None:
 def fit_pca(
     table: Float[Tensor, "V D"],
     counts: Int[Tensor, " V"] | None,
-    width: int,
+    width: int | None,
     weighting: Weighting = "token",
 ) -> Compression:
     """Fit PCA to `width` dimensions of the counted embeddings, or of the vocabulary.
 
-    Equal to scikit-learn's PCA of one row per token, without making those rows. All D components
-    lose nothing. Raises ValueError where `width` exceeds D, or below D the rank of the covariance.
+    None takes as many dimensions as the covariance has rank. Equal to scikit-learn's PCA of one row
+    per token, without making those rows. All D components lose nothing. Raises ValueError where
+    `width` exceeds D, or below D that rank.
     """
     D = table.shape[1]
-    check_width(width, D)
+    check_width(D if width is None else width, D)
     mean, covariance = moments(table, weights(table, counts, weighting))
     variances, components = eigenpairs(covariance)
     rank = int((variances > variances[0] * D * torch.finfo(torch.float64).eps).sum())
     allowed = (
         f"at most {rank}, the rank of the {weighting}-weighted embeddings, or {D}, their width"
     )
+    width = rank if width is None else width
     require(width <= rank or width == D, "compressed_width", width, allowed)
     kept = float(variances[:width].sum() / variances.sum())
     kind = Kind.PCA_TOKEN if weighting == "token" else Kind.PCA_VOCABULARY

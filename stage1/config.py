@@ -1,7 +1,7 @@
 """One frozen `StudyConfig` per run, from YAML presets and notebook parameters."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ class StudyConfig:
 
     data: str = of_data("almanac")
     """`almanac` (built in), a dataset id on the hub such as `rajpurkar/squad`, a SQuAD v1.1 JSON
-    file, or a folder written by `datasets.save_to_disk`."""
+    file, a .jsonl file of questions, or a folder written by `datasets.save_to_disk`."""
 
     train_examples: int = of_data(10_000, allowed=ZERO, recorded=True)
     """Training questions, before those with a truncated answer are dropped (examples)."""
@@ -117,9 +117,12 @@ class StudyConfig:
     """Computes the last decoder layer's MLP at supervised positions only, in Llama-like models."""
 
     # compression
-    compressed_width: int = of_compression(24, allowed=ONE, recorded=True, searched=True)
-    """Width K of the compressed embeddings; 24 is an eighth of the shipped model's D=192. K = D is
-    the uncompressed control: PCA drops nothing, and the PCA inverse is the identity."""
+    compressed_width: int | Literal["D/2", "D/4", "D/8", "D/16", "D/32", "D/64"] = of_compression(
+        24, allowed=ONE, recorded=True, searched=True
+    )
+    """Width K of the compressed embeddings, or the compression ratio: `D/8` is an eighth of the
+    language model's width D. 24 is that of the shipped model, whose D is 192. K = D is the
+    uncompressed control: PCA drops nothing, and the PCA inverse is the identity."""
 
     weighting: Literal["token", "vocabulary"] = of_compression("token")
     """Whether PCA weights tokens of the training prompts equally, or vocabulary entries."""
@@ -278,6 +281,12 @@ class StudyConfig:
         check_names(changes)
         return dataclasses.replace(self, **changes)
 
+    def width(self, D: int) -> int:
+        """Return the compressed width K for a language model of width D."""
+        if isinstance(self.compressed_width, int):
+            return self.compressed_width
+        return max(1, round(D / int(self.compressed_width.removeprefix("D/"))))
+
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
@@ -310,6 +319,11 @@ def load_preset(name: str) -> StudyConfig:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path}: expected `field: value` lines, found {values!r}")
     return StudyConfig(preset=path.stem).replace(**values)
+
+
+def from_arguments(preset: str, pairs: Iterable[Sequence[str]]) -> StudyConfig:
+    """Return a preset changed by a command's `-p FIELD VALUE`, values read as YAML."""
+    return load_preset(preset).replace(**{name: yaml.safe_load(value) for name, value in pairs})
 
 
 def from_notebook(namespace: dict, also: Sequence[str] = ()) -> StudyConfig:

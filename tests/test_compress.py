@@ -193,6 +193,9 @@ def test_a_width_above_the_rank_is_refused():
     counts[6:] = 0  # five used tokens span four dimensions around their mean
     with pytest.raises(ValueError, match="compressed_width=5: expected at most 4, the rank"):
         fit_pca(table, counts, 5)
+    whole = fit_pca(table, counts, None)
+    assert torch.equal(whole.components, fit_pca(table, counts, 4).components)
+    assert whole.kept == pytest.approx(1)
 
 
 @pytest.mark.parametrize("used", [V, 6])

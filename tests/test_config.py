@@ -59,6 +59,21 @@ def test_a_config_keeps_the_values_it_was_given():
     assert StudyConfig(**made.to_dict()) == made
 
 
+@pytest.mark.parametrize(
+    "given, D, K",
+    [(24, 192, 24), (24, 256, 24), ("D/8", 192, 24), ("D/8", 4096, 512), ("D/8", 100, 12),
+     ("D/64", 32, 1), ("D/2", 5, 2)],
+)  # fmt: skip
+def test_the_compressed_width_is_a_number_or_a_share_of_d(given, D, K):
+    assert StudyConfig(compressed_width=given).width(D) == K
+
+
+def test_arguments_are_read_as_yaml(tmp_path):
+    pairs = [("warmup_rate", "1.0e-3"), ("compressed_width", "D/4"), ("learning_rate", "null")]
+    made = config.from_arguments("quick", pairs)
+    assert made == load_preset("quick").replace(warmup_rate=1.0e-3, compressed_width="D/4")
+
+
 def test_a_config_cannot_be_changed_in_place():
     with pytest.raises(FrozenInstanceError):
         StudyConfig().seed = 1

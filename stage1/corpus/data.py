@@ -5,7 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import datasets  # not installed where language models are trained
 
 SPLITS = ("train", "selection", "test")
+TITLE = 60
+"""Characters of a passage that stand for its missing title; passages that share them are one
+article."""
 HELD_OUT = 0.1
 """Share of a source's articles that goes to selection, and to test if it has no test split."""
 
@@ -58,11 +61,11 @@ def almanac_table(config: StudyConfig, split: str) -> pa.Table:
 
 
 def read_source(data: str) -> "datasets.DatasetDict":
-    """Read a SQuAD v1.1 JSON file, a folder written by `save_to_disk`, or a hub dataset."""
+    """Read a .json or .jsonl file, a folder written by `save_to_disk`, or a hub dataset."""
     import datasets
 
     path = Path(data).expanduser()
-    if path.suffix == ".json":
+    if path.suffix in (".json", ".jsonl"):
         return datasets.DatasetDict(all=datasets.Dataset(read_squad_json(path)))
     source = datasets.load_from_disk(str(path)) if path.is_dir() else load_from_hub(data)
     splits = source if isinstance(source, dict) else datasets.DatasetDict(all=source)
@@ -85,7 +88,7 @@ def load_from_hub(data: str) -> "datasets.DatasetDict":
     if Path(data).exists() or data.count("/") != 1 or data.startswith((".", "/", "~")):
         raise FileNotFoundError(
             f"data={data!r}: expected 'almanac', a hub id 'owner/name', an existing SQuAD .json "
-            "file, or a folder written by datasets.save_to_disk"
+            "or .jsonl file, or a folder written by datasets.save_to_disk"
         )
     try:
         return datasets.load_dataset(data)
@@ -97,24 +100,80 @@ def load_from_hub(data: str) -> "datasets.DatasetDict":
 
 
 def read_squad_json(path: Path) -> pa.Table:
-    """Read SQuAD's nested v1.1 JSON as flat rows.
+    """Read questions as flat rows: SQuAD's nested v1.1 JSON, or a .jsonl file or a list of rows.
 
+    A row has `context`, `question`, `answers` (or one `answer`) and perhaps `id` and `title`.
     Raises FileNotFoundError, or ValueError that names the file and the place in it.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"data={str(path)!r}: no such file; expected a SQuAD v1.1 JSON file"
+            f"data={str(path)!r}: no such file; expected a SQuAD v1.1 JSON file or .jsonl"
         )
     try:
-        rows = list(flat_rows(json.loads(path.read_text("utf-8"))["data"]))
+        document = read_document(path)
     except ValueError as error:  # malformed JSON or UTF-8
         raise ValueError(f"{path}: not JSON: {error}") from error
-    except (KeyError, TypeError) as error:
-        reason = f"{type(error).__name__} {error}"
-        raise ValueError(f"{path}: not in SQuAD v1.1 form: {reason}") from error
+    if isinstance(document, list):
+        rows = [flat_row(row, number, path) for number, row in enumerate(document, 1)]
+        require(len(rows) > 0, "data", str(path), "at least one question in the file")
+    else:
+        try:
+            rows = list(flat_rows(document["data"]))
+        except (KeyError, TypeError) as error:
+            reason = f"{type(error).__name__} {error}"
+            raise ValueError(f"{path}: not in SQuAD v1.1 form: {reason}") from error
     for row in rows:
         check_answers(row, str(path))
     return pa.Table.from_pylist(rows, schema=almanac.SQUAD_SCHEMA)
+
+
+def read_document(path: Path) -> Any:
+    """Return the parsed JSON; that of a .jsonl file as a list with an item per line."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    items = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            items += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return items
+
+
+def flat_row(row: Any, number: int, path: Path) -> dict:
+    """Return item `number` of a file, counted from 1, as a row in SQuAD's schema.
+
+    Raises ValueError with what was found and what is expected.
+    """
+    found = ", ".join(map(str, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
+    try:
+        return {
+            "id": str(row.get("id", number)),
+            "title": row.get("title") or row["context"][:TITLE],
+            "context": row["context"],
+            "question": row["question"],
+            "answers": flat_answers(row.get("answers", row.get("answer")), row["context"]),
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: item {number} of a flat list has {found}; expected context, question and "
+            'answers {"text": [...], "answer_start": [...]}, or in place of the list SQuAD v1.1\'s '
+            'nested form, {"data": [{"title": ..., "paragraphs": [...]}]}'
+        ) from error
+
+
+def flat_answers(answers: Any, context: str) -> dict[str, list]:
+    """Return one or several answers with their offsets, by default where they first occur."""
+    if isinstance(answers, dict):
+        texts, starts = answers["text"], answers.get("answer_start")
+    elif isinstance(answers, list) and all(isinstance(answer, dict) for answer in answers):
+        texts = [answer["text"] for answer in answers]
+        starts = [answer["answer_start"] for answer in answers]
+    else:
+        texts, starts = answers, None
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    return {"text": texts, "answer_start": starts or [context.find(text) for text in texts]}
 
 
 def flat_rows(articles: list[dict]) -> Iterator[dict]:
@@ -138,6 +197,8 @@ def check_answers(row: Mapping, source: str) -> None:
     """Raise ValueError unless the example has answers, each at its offset in the context."""
     texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
     question = f"{source}: question {row['id']!r}"
+    if len(texts) != len(starts):
+        raise ValueError(f"{question} has {len(texts)} answers at {len(starts)} offsets")
     if not texts:
         raise ValueError(f"{question} has no answer; SQuAD v1.1 questions have at least one")
     for text, start in zip(texts, starts, strict=True):

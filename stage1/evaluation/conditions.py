@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding
 
@@ -21,6 +21,7 @@ from stage1.corpus.prompts import Encoded, encode
 from stage1.machine import processes
 from stage1.model import engine
 from stage1.model.generation import Answer, by_length, generate
+from stage1.model.greedy import Embed
 from stage1.model.language_model import FrozenLM
 from stage1.model.token_batch import padded_batch
 from stage1.names import FLOORS
@@ -28,21 +29,28 @@ from stage1.scoring.squad import exact_match, f1
 
 
 def untrained_conditions(
-    lm: FrozenLM, compression: Compression, control: Compression
+    lm: FrozenLM,
+    compression: Compression,
+    control: Compression | None = None,
+    ids: Int64[Tensor, " N"] | None = None,
 ) -> dict[str, Tensor | None]:
     """Return the tables [V, D] of the conditions that need no training; None means token ids.
 
-    `control` is a random projection to the same width.
+    `control` is a random projection to the same width; without one its condition is left out.
+    With `ids`, tables have the rows of these vocabulary entries alone, [N, D].
     """
     table = lm.embedding_table
     codebook = compression.compress(table)
-    return {
+    rows, compressed = (table, codebook) if ids is None else (table[ids], codebook[ids])
+    tables = {
         "text": None,
-        "embeddings": table,
-        "pca_inverse": compression.expand(codebook),
-        "codebook": table[nearest_codebook(codebook, codebook)],
-        "random_projection": control.expand(control.compress(table)),
+        "embeddings": rows,
+        "pca_inverse": compression.expand(compressed),
+        "codebook": table[nearest_codebook(compressed, codebook)],
     }
+    if control is not None:
+        tables["random_projection"] = control.expand(control.compress(rows))
+    return tables
 
 
 def without_context(examples: Sequence[Mapping], floor: str) -> list[dict]:
@@ -89,6 +97,25 @@ def score_answers(encoded: Encoded, answers: Sequence[Answer], condition: str) -
 
 @engine.uncompiled
 @torch.inference_mode()
+def forced_tokens(
+    lm: FrozenLM, prompts: Sequence[list[int]], answers: Sequence[list[int]], embed: Embed
+) -> tuple[list[list[float]], list[list[bool]]]:
+    """Return cross-entropy (nats) and correctness of every answer token under teacher forcing.
+
+    `embed` maps the prompts' token ids to embeddings; answers have their original ones.
+    """
+    tokens = padded_batch(prompts, answers, lm.pad_token, lm.device)
+    rebuilt = embed(tokens.ids)
+    original = lm.embed(tokens.ids).to(rebuilt.dtype)
+    inputs = torch.where(tokens.is_prompt[..., None], rebuilt, original)
+    logits = lm.logits(inputs, tokens.predictors(tokens.is_answer, "teacher_forced"))
+    targets = tokens.ids[tokens.is_answer]
+    lengths = [len(answer) for answer in answers]
+    ce = cross_entropy(logits, targets, reduction="none").cpu().split(lengths)
+    right = (logits.argmax(-1) == targets).cpu().split(lengths)
+    return [row.tolist() for row in ce], [row.tolist() for row in right]
+
+
 def teacher_forced(
     lm: FrozenLM, encoded: Encoded, table: Float[Tensor, "V D"], batch_size: int = 64
 ) -> dict[str, list[float]]:
@@ -102,17 +129,8 @@ def teacher_forced(
     for batch in by_length(encoded.prompts, batch_size):
         prompts = [encoded.prompts[i] for i in batch]
         answers = [encoded.answers[i] for i in batch]
-        tokens = padded_batch(prompts, answers, lm.pad_token, lm.device)
-        original = lm.embed(tokens.ids).to(table.dtype)
-        inputs = torch.where(tokens.is_prompt[..., None], embedding(tokens.ids, table), original)
-        logits = lm.logits(inputs, tokens.predictors(tokens.is_answer, "teacher_forced"))
-        targets = tokens.ids[tokens.is_answer]
-        lengths = [len(answer) for answer in answers]
-        ce = cross_entropy(logits, targets, reduction="none").cpu().split(lengths)
-        right = (logits.argmax(-1) == targets).cpu().split(lengths)
-        for i, losses, hits in zip(batch, ce, right, strict=True):
-            first, *later = losses.tolist()
-            first_hit, *later_hits = hits.tolist()
+        ce, right = forced_tokens(lm, prompts, answers, lambda ids: embedding(ids, table))
+        for i, (first, *later), (first_hit, *later_hits) in zip(batch, ce, right, strict=True):
             measures["ce_first"][i], measures["right_first"][i] = first, float(first_hit)
             if later:
                 measures["ce_later"][i] = float(np.mean(later))

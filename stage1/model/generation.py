@@ -87,10 +87,23 @@ def generate(
     `embed` works token by token, so prefixes that prompts share are read once if the model allows.
     A description labels a progress bar over the batches; without one, none is shown.
     """
+    rows = generate_rows(lm, prompts, embed, max_new_tokens, batch_size, description)
+    return [read_answer(lm, row) for row in rows]
+
+
+def generate_rows(
+    lm: FrozenLM,
+    prompts: Sequence[list[int]],
+    embed: Embed | None = None,
+    max_new_tokens: int = 20,
+    batch_size: int = 64,
+    description: str = "",
+) -> list[list[int]]:
+    """Return the token ids of `generate`'s answers, each with its end token if it has one."""
     decode = greedy_ids if can_share_prefixes(lm) else generate_ids
     rows: dict[int, list[int]] = {}
     batches = by_prefix(prompts, batch_size)
     for batch in tqdm(batches, desc=description, file=sys.stdout, disable=not description):
         new = decode(lm, [prompts[i] for i in batch], embed, max_new_tokens)
         rows |= zip(batch, new, strict=True)
-    return [read_answer(lm, rows[i]) for i in range(len(prompts))]
+    return [rows[i] for i in range(len(prompts))]

@@ -172,7 +172,29 @@ def resolve(name: str) -> str:
             raise FileNotFoundError(
                 f"language_model={name!r}: the folder has no {pattern}; expected all of {needed}"
             )
+    check_tokenizer_files(path, name)
     return str(path)
+
+
+def check_tokenizer_files(folder: Path, name: str) -> None:
+    """Raise FileNotFoundError for a tokenizer under another name, which would not be found."""
+    vocabularies = {path.name for path in folder.glob("tokenizer*.json")}
+    other = sorted(vocabularies - {"tokenizer.json", "tokenizer_config.json"})
+    if other and "tokenizer.json" not in vocabularies and not any(folder.glob("*.model")):
+        raise FileNotFoundError(
+            f"language_model={name!r}: the folder has {', '.join(other)} but no tokenizer.json; "
+            "expected the tokenizer in tokenizer.json and its end token in tokenizer_config.json"
+        )
+
+
+def check_end_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ValueError for a tokenizer that names no end token."""
+    if tokenizer.eos_token_id is None:
+        special = ", ".join(tokenizer.get_added_vocab()) or "no special token"
+        raise ValueError(
+            f"language_model={name!r}: the tokenizer names no end token, which ends every answer; "
+            f"expected eos_token in its tokenizer_config.json (its vocabulary has {special})"
+        )
 
 
 def load(config: StudyConfig) -> FrozenLM:
@@ -180,7 +202,8 @@ def load(config: StudyConfig) -> FrozenLM:
 
     It reads safetensors only and runs no remote code. Raises FileNotFoundError for an incomplete
     folder, OSError for a model that the hub refuses or that cannot be read, and ValueError for a
-    missing device or a model that lacks support for the config's engine settings.
+    missing device, a tokenizer without an end token, or a model that lacks support for the config's
+    engine settings.
     """
     device = choose_device(config.device)
     model, tokenizer = (build_shape if config.shape_only else read_weights)(config, device)
@@ -206,6 +229,10 @@ def read_weights(config: StudyConfig, device: torch.device) -> Loaded:
         logging.disable_progress_bar()  # it loads at once
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise unreadable(config, error) from error
+    check_end_token(tokenizer, config.language_model)  # before the weights, which take longer
+    try:
         model = AutoModelForCausalLM.from_pretrained(
             source,
             use_safetensors=True,
@@ -213,13 +240,17 @@ def read_weights(config: StudyConfig, device: torch.device) -> Loaded:
             **model_options(config),
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise OSError(
-            f"language_model={config.language_model!r} cannot be loaded: expected 'shipped', a "
-            "local folder with safetensors, or a hub model you have access to (accept its licence "
-            "on its page, then hf auth login); shape_only=True rehearses without it. "
-            f"{error}"
-        ) from error
+        raise unreadable(config, error) from error
     return model, tokenizer
+
+
+def unreadable(config: StudyConfig, error: Exception) -> OSError:
+    """Return the error of a model or tokenizer that cannot be loaded."""
+    return OSError(
+        f"language_model={config.language_model!r} cannot be loaded: expected 'shipped', a "
+        "local folder with safetensors, or a hub model you have access to (accept its licence "
+        f"on its page, then hf auth login); shape_only=True rehearses without it. {error}"
+    )
 
 
 def build_shape(config: StudyConfig, device: torch.device) -> Loaded:
@@ -240,6 +271,9 @@ def build_shape(config: StudyConfig, device: torch.device) -> Loaded:
     with device:
         model = AutoModelForCausalLM.from_config(shape, **model_options(config))
     own = folder.is_dir() and any(folder.glob("tokenizer*"))
+    if own:
+        check_tokenizer_files(folder, config.language_model)
     tokenizer = AutoTokenizer.from_pretrained(folder if own else SHIPPED)
+    check_end_token(tokenizer, config.language_model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, tokenizer

@@ -46,8 +46,8 @@ class Study:
 
     @cached_property
     def resolved(self) -> StudyConfig:
-        """The config with its open choices made: the batch size `auto` and the learning rate."""
-        config = self.config
+        """The config with its open choices made: K, the batch size `auto`, the learning rate."""
+        config = self.config.replace(compressed_width=self.compression.width)
         if config.batch_size == "auto":
             config = config.replace(batch_size=batch_size(self))
         return config.replace(learning_rate=learning_rate(config))
@@ -58,12 +58,12 @@ class Study:
     def untrained(self) -> dict[str, Tensor | None]:
         """Return the tables of the conditions that need no training."""
         table, counts, config = self.lm.embedding_table, torch.from_numpy(self.counts), self.config
-        control = random_projection(table, counts, config.compressed_width, config.data_seed)
+        control = random_projection(table, counts, self.compression.width, config.data_seed)
         return untrained_conditions(self.lm, self.compression, control)
 
 
-def prepare(config: StudyConfig) -> Study:
-    """Load the language model, encode the data and fit the compression.
+def prepare(config: StudyConfig, lm: FrozenLM | None = None) -> Study:
+    """Load the language model, unless it is given, encode the data and fit the compression.
 
     Raises ValueError for an unknown objective, for batch size `auto` on a CPU (both before anything
     is loaded), and where no training example is left.
@@ -72,7 +72,7 @@ def prepare(config: StudyConfig) -> Study:
     measurable = language_model.choose_device(config.device).type != "cpu"
     allowed = "a number where there is no GPU whose memory could be measured"
     require(config.batch_size != "auto" or measurable, "batch_size", config.batch_size, allowed)
-    lm = language_model.load(config)
+    lm = lm or language_model.load(config)
     encoded = {
         split: encode(data.rows(config, split), lm.tokenizer, config, training=split == "train")
         for split in data.SPLITS
@@ -81,7 +81,7 @@ def prepare(config: StudyConfig) -> Study:
     require(len(encoded["train"]) > 0, "train_examples", config.train_examples, allowed)
     table = lm.embedding_table
     counts = token_counts(encoded["train"].prompts, len(table))
-    width, weighting = config.compressed_width, config.weighting
+    width, weighting = config.width(table.shape[1]), config.weighting
     compression = fit_pca(table, torch.from_numpy(counts), width, weighting)
     return Study(config, lm, encoded, counts, compression)
 

@@ -23,25 +23,32 @@ def with_defaults(trials: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
 def learning_rate(config: StudyConfig) -> float:
     """Return the config's learning rate, or else the searched one with the highest selection F1.
 
-    Only trials of the same language model, objective, adapter and width count, with a warm-up (of
-    the same length, if that was tried) or without one: those of the config's preset at any budget,
-    or else those of the nearest budget in optimizer steps. Without such trials the rate is 0.001.
+    Of its trials, those of the config's preset at any budget count, or else those of the nearest
+    budget in optimizer steps. Without trials the rate is 0.001.
     """
     if config.learning_rate is not None:
         return config.learning_rate
-    same = names_where(config, searched=True)
-    trials = with_defaults(pd.read_csv(LEARNING_RATES), same)
-    trials = trials[(trials[same] == [getattr(config, name) for name in same]).all(axis=1)]
-    trials = trials[(trials["warmup_steps"] > 0) == (config.warmup_steps > 0)]
-    if (trials["warmup_steps"] == config.warmup_steps).any():
-        trials = trials[trials["warmup_steps"] == config.warmup_steps]
-    if (trials["preset"] == config.preset).any():
-        trials = trials[trials["preset"] == config.preset]
-    if trials.empty:
+    tried = trials(config)
+    if (tried["preset"] == config.preset).any():
+        tried = tried[tried["preset"] == config.preset]
+    if tried.empty:
         return FALLBACK_RATE
     assert isinstance(config.batch_size, int)
     steps = config.epochs * config.train_examples / config.batch_size
-    tried_steps = trials["epochs"] * trials["train_examples"] / trials["batch_size"]
+    tried_steps = tried["epochs"] * tried["train_examples"] / tried["batch_size"]
     distance = (np.log(tried_steps) - np.log(steps)).abs()
-    nearest = trials[distance == distance.min()]
+    nearest = tried[distance == distance.min()]
     return float(nearest.groupby("learning_rate")["selection_f1"].mean().idxmax())
+
+
+def trials(config: StudyConfig) -> pd.DataFrame:
+    """Return the trials of the config's language model, objective, adapter and width K.
+
+    They have a warm-up if the config has one: one of its length, if that was tried.
+    """
+    same = names_where(config, searched=True)
+    table = with_defaults(pd.read_csv(LEARNING_RATES), same)
+    table = table[(table[same] == [getattr(config, name) for name in same]).all(axis=1)]
+    table = table[(table["warmup_steps"] > 0) == (config.warmup_steps > 0)]
+    exact = table[table["warmup_steps"] == config.warmup_steps]
+    return exact if len(exact) else table

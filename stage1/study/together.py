@@ -95,6 +95,8 @@ def train_group(
 
     Raises FrozenError if the language model changed.
     """
+    # A searched rate belongs to a width K.
+    configs = [config.replace(compressed_width=study.compression.width) for config in configs]
     configs = [config.replace(learning_rate=learning_rate(config)) for config in configs]
     contexts = [objective_context(study, config) for config in configs]
     with study.lm.unchanged():

@@ -191,6 +191,86 @@ def test_the_real_squad_sample_loads(squad_sample):
     assert max(len(answers["text"]) for answers in splits["test"]["answers"]) > 1
 
 
+# ---------------------------------------------------------------- flat lists of questions
+
+CONTEXT = "The mayor is Ada Bell and the river is the Usk."
+FULL = {"text": ["Ada Bell", "Bell"], "answer_start": [13, 17]}
+
+
+def write_rows(path, rows: list):
+    whole = path.suffix == ".json"
+    path.write_text(json.dumps(rows) if whole else "\n".join([*map(json.dumps, rows), "", ""]))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize(
+    "answers, expected",
+    [
+        ({"answers": FULL}, FULL),
+        ({"answers": {"text": ["Ada Bell", "Bell"]}}, FULL),
+        ({"answers": ["Ada Bell", "Bell"]}, FULL),
+        (
+            {"answers": [{"text": "Usk", "answer_start": 43}]},
+            {"text": ["Usk"], "answer_start": [43]},
+        ),
+        ({"answer": "Usk"}, {"text": ["Usk"], "answer_start": [43]}),
+    ],
+)
+def test_a_flat_list_or_jsonl_gives_rows_in_squads_schema(tmp_path, suffix, answers, expected):
+    row = {"id": "a", "title": "b", "context": CONTEXT, "question": "Who?"}
+    path = write_rows(tmp_path / f"rows.{suffix}", [row | answers])
+    assert read_squad_json(path).to_pylist() == [row | {"answers": expected}]
+
+
+def test_items_without_id_and_title_are_numbered_and_grouped_by_passage(tmp_path):
+    contexts = [CONTEXT, CONTEXT, f"Here, too: {CONTEXT}"]
+    items = [{"context": text, "question": "Who?", "answer": "Ada Bell"} for text in contexts]
+    table = read_squad_json(write_rows(tmp_path / "rows.jsonl", items)).to_pylist()
+    assert [row["id"] for row in table] == ["1", "2", "3"]
+    assert table[0]["title"] == table[1]["title"] != table[2]["title"]
+
+
+def test_the_splits_of_a_jsonl_file_share_no_passage(tmp_path):
+    items = [
+        {"context": f"{i}. {CONTEXT}", "question": f"Who {q}?", "answer": "Ada Bell"}
+        for i in range(20)
+        for q in range(2)
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", items)
+    assert_disjoint(load_all(config(path)), "context")
+
+
+@pytest.mark.parametrize(
+    "item, found",
+    [
+        ("Who?", "item 2 of a flat list has a str; expected context, question and answers"),
+        ({"question": "Who?", "answer": "x"}, "has question, answer; expected context"),
+        ({"context": CONTEXT, "question": "Who?"}, "has context, question; expected"),
+        ({"context": CONTEXT, "question": "Who?", "answers": {"gold": 3}}, "expected context"),
+        ({"context": CONTEXT, "question": "Who?", "answer": 3}, "has context, question, answer;"),
+        ({"context": CONTEXT, "question": "Who?", "answer": "Bob"}, "'Bob' is not in its context"),
+        ({"context": CONTEXT, "question": "Who?", "answers": []}, "question '2' has no answer"),
+        (
+            {"context": CONTEXT, "question": "Who?", "answers": FULL | {"answer_start": [13]}},
+            "question '2' has 2 answers at 1 offsets",
+        ),
+        ({"title": "a", "paragraphs": []}, "has title, paragraphs; .*nested form"),
+    ],
+)
+def test_an_item_that_is_no_question_is_named_with_what_was_found(tmp_path, item, found):
+    good = {"context": CONTEXT, "question": "Who?", "answer": "Usk"}
+    path = write_rows(tmp_path / "rows.jsonl", [good, item])
+    with pytest.raises(ValueError, match=rf"rows\.jsonl.*{found}"):
+        read_squad_json(path)
+
+
+def test_a_malformed_line_is_named_by_its_number(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"context": "c"}\n\n{"context"\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl: not JSON: line 3: "):
+        read_squad_json(tmp_path / "rows.jsonl")
+
+
 # ---------------------------------------------------------------- saved data sets
 
 

@@ -94,6 +94,24 @@ def test_a_folder_without_a_tokenizer_is_refused_by_name(folder):
         load(config(folder))
 
 
+@pytest.mark.parametrize("shape_only", [False, True])
+def test_a_tokenizer_under_another_name_is_named_with_what_is_expected(folder, shape_only):
+    (folder / "tokenizer.json").rename(folder / "tokenizer_raw.json")
+    with pytest.raises(FileNotFoundError, match=r"has tokenizer_raw\.json but no tokenizer\.json"):
+        load(config(folder, shape_only=shape_only))
+
+
+@pytest.mark.parametrize("shape_only", [False, True])
+def test_a_tokenizer_without_an_end_token_is_refused_before_the_weights(folder, shape_only):
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({n: value for n, value in values.items() if n != "eos_token"}))
+    (folder / "model.safetensors").write_bytes(b"not read")
+    message = f"language_model='{folder}': the tokenizer names no end token.*<pad>, <bos>, <eos>"
+    with pytest.raises(ValueError, match=message):
+        load(config(folder, shape_only=shape_only))
+
+
 def test_truncated_weights_are_refused_by_name(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:50_000])

@@ -7,6 +7,7 @@ import torch
 
 from stage1 import adapter as adapters
 from stage1 import study
+from stage1.config import load_preset
 from stage1.corpus import data
 from stage1.corpus.prompts import token_counts
 from stage1.study import preparation, prepare
@@ -66,6 +67,29 @@ def test_untrained_conditions_are_those_of_the_study(prepared):
     tables = prepared.untrained()
     assert list(tables) == ["text", "embeddings", "pca_inverse", "codebook", "random_projection"]
     assert torch.equal(tables["pca_inverse"], prepared.compression.expand(prepared.codebook))
+
+
+def test_a_given_language_model_is_used_and_no_other_is_loaded(config, prepared, monkeypatch):
+    monkeypatch.setattr(preparation.language_model, "load", None)
+    assert prepare(config, prepared.lm).lm is prepared.lm
+
+
+def test_a_share_of_d_gives_the_study_of_that_width(config, prepared):
+    D = prepared.lm.embedding_table.shape[1]
+    share, number = (
+        prepare(config.replace(compressed_width=width), prepared.lm) for width in ("D/4", D // 4)
+    )
+    assert torch.equal(share.compression.components, number.compression.components)
+    assert share.resolved == number.resolved and share.config != number.config
+    one, other = (study.new_adapter(made).state_dict() for made in (share, number))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    controls = (made.untrained()["random_projection"] for made in (share, number))
+    assert torch.equal(*controls)
+
+
+def test_a_share_of_d_takes_the_rates_searched_for_its_width(lm):
+    made = prepare(load_preset("smoke").replace(device="cpu", compressed_width="D/8"), lm)
+    assert made.resolved == replace(made, config=made.config.replace(compressed_width=24)).resolved
 
 
 @pytest.mark.parametrize("changes", [{"train_examples": 0}, {"max_answer_tokens": 1}])

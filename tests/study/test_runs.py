@@ -368,3 +368,15 @@ def test_a_run_with_nothing_to_train_on_is_refused(config, prepared):
     with pytest.raises(ValueError, match="train_examples=0"):
         run(config, replace(prepared, encoded=encoded))
     assert not (store.adapter_folder(config) / "record.json").exists()
+
+
+def test_an_adapter_whose_width_is_a_share_of_d_is_the_one_of_that_width(config):
+    share, number = (config.replace(compressed_width=width) for width in ("D/8", 4))
+    paths = [run(made) for made in (share, number)]
+    assert paths[0] != paths[1] and stripped(paths[0]) == stripped(paths[1])
+    lm = prepare(number).lm
+    one, other = (
+        adapters.load(path.parent, made, lm).state_dict()
+        for path, made in zip(paths, (share, number), strict=True)
+    )
+    assert all((one[name] == other[name]).all() for name in one)
