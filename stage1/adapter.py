@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stage1 import store
+from stage1 import gallery, store
 from stage1.compress import Compression
 from stage1.config import StudyConfig
 from stage1.fields import require
@@ -139,7 +139,7 @@ def load(folder: Path, config: StudyConfig, lm: FrozenLM) -> Adapter:
     """Return the saved adapter, on the language model's device.
 
     Raises RecordError for a missing or truncated file, and ValueError for an adapter of another
-    width K, another language model or another architecture than the config's.
+    width K, another language model, other faults or another architecture than the config's.
     """
     record = store.read_json(folder / "adapter.json")
     about, saved = record["results"], record["config"]
@@ -148,6 +148,8 @@ def load(folder: Path, config: StudyConfig, lm: FrozenLM) -> Adapter:
     require(width == about["K"], "compressed_width", width, f"{about['K']}, {made_for}")
     allowed = f"{saved['language_model']!r} with D={about['D']}, {made_for}"
     require(same_table, "language_model", config.language_model, allowed)
+    faults = saved.get("faults", gallery.NONE)
+    require(faults == config.faults, "faults", config.faults, f"{faults!r}, {made_for}")
     path = folder / "adapter.safetensors"
     try:
         tensors = load_file(path)

@@ -12,8 +12,9 @@ import stage1
 
 PACKAGE = Path(stage1.__file__).parent
 ORDER = [
-    "names", "fields", "config", "store", "machine", "scoring", "corpus", "model", "compress",
-    "adapter", "objectives", "training", "evaluation", "study", "report", "pretrain",
+    "names", "fields", "gallery", "config", "store", "machine", "scoring", "corpus", "model",
+    "compress", "adapter", "objectives", "training", "evaluation", "faults", "study", "report",
+    "pretrain",
 ]  # fmt: skip
 """Modules and packages of `stage1`; each imports only from itself and those before it."""
 

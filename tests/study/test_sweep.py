@@ -20,7 +20,7 @@ MEASURES = ["f1", "em", "ended", "ce_first", "ce_later", "right_first", "right_l
 RECORDED = {
     "preset", "seed", "train_examples", "language_model", "compressed_width", "initialisation",
     "output_scaling", "objective", "epochs", "batch_size", "learning_rate",
-    "reconstruction_weight", "reconstruction_term", "balancing", "warmup_steps",
+    "reconstruction_weight", "reconstruction_term", "balancing", "warmup_steps", "faults",
 }  # fmt: skip
 
 
