@@ -248,6 +248,8 @@ class StudyConfig:
     def replace(self, **changes) -> "StudyConfig":
         """Return a copy with some fields changed. Raises ValueError for an unknown name."""
         check_names(changes)
+        if "faults" in changes:  # a preset lists them
+            changes["faults"] = gallery.canonical(changes["faults"])
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:

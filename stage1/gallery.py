@@ -4,7 +4,6 @@ Needs no torch. Their code is in `stage1/faults/`; the config's field `faults` s
 The places named are in the public code that the analysis describes; see `docs/original.md`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +55,7 @@ FAULTS = {
     ),
     "right_truncation": Fault(
         "data",
-        "Prompts are cut from the right, at 0.8 of their budget: long ones lose question and cue.",
+        "Prompts are cut from the right, at 0.65 of their budget: long ones lose question and cue.",
         f"{SCRIPT}: truncation at 256 tokens from the right",
         "long prompts score near the floor; they end in the middle of the context",
     ),
@@ -217,19 +216,19 @@ FAULTS = {
 
 def names(faults: str) -> list[str]:
     """Return the names in a config's field `faults`."""
-    return [] if faults == NONE else faults.split(JOIN)
+    return [] if faults in (NONE, "") else faults.split(JOIN)
 
 
-def canonical(faults: str | Sequence[str] | None) -> str:
+def canonical(faults: object) -> str:
     """Return the field for a name, several names joined by `+`, or a list of names.
 
     In the order of the gallery, each once, so that equal sets are equal fields. Raises ValueError
     with the nearest name for an unknown one, and TypeError for anything but names.
     """
-    given = names(faults) if isinstance(faults, str) else list(faults or ())
+    given = names(faults) if isinstance(faults, str) else faults or ()
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"faults={faults!r}: expected names of the gallery")
     for name in given:
-        if not isinstance(name, str):
-            raise TypeError(f"faults={faults!r}: expected names of the gallery")
         allowed = f"{NONE!r}, or names in stage1/gallery.py joined by {JOIN!r}"
         require(name in FAULTS, "faults", name, allowed + nearest(name, FAULTS))
     return JOIN.join(name for name in FAULTS if name in given) or NONE

@@ -8,8 +8,9 @@ from stage1.model.language_model import FrozenLM
 
 ANSWERS = "stage1.corpus.prompts:tokenize_answers"
 ROWS = "stage1.corpus.data:rows"
-SHARE_KEPT = 0.8
-"""Where prompts are cut from the right, as a share of their budget."""
+SHARE_KEPT = 0.65
+"""Where prompts are cut from the right, as a share of their budget. It cuts a tenth of almanac's
+training prompts; 256 tokens cut SQuAD's longest in the same way."""
 
 
 @replaces("no_end_token", ANSWERS)
