@@ -11,7 +11,7 @@ from stage1.study.fault_sweep import added
 from stage1.study.rates import learning_rate
 
 RECIPE = load_preset("recipe")
-PLANNED = {name: config for name, config in list(added(RECIPE).items())[:3]}
+PLANNED = dict(list(added(RECIPE).items())[:3])
 """The recipe and two faults."""
 
 

@@ -10,6 +10,7 @@ from stage1 import gallery, store
 from stage1.config import load_preset
 from stage1.study import fault_sweep
 from stage1.study.fault_sweep import REPAIRED, added, ladder, presets, removed
+from stage1.study.sweep import grid
 
 ORIGINAL, RECIPE = load_preset("original"), load_preset("recipe")
 
@@ -53,6 +54,14 @@ def test_faults_may_be_carried_by_all_runs_or_by_none():
     original, recipe = presets(repaired="slice_of_generated_ids")
     assert "slice_of_generated_ids" not in gallery.names(original.faults)
     assert recipe.faults == gallery.NONE
+
+
+def test_any_sweep_may_vary_the_faults():
+    vary = {"objective": ["answer_ce"], "faults": ["none", "pad_is_end+no_end_token"]}
+    faults = [config.faults for config in grid("smoke", vary)]
+    assert faults == ["none", "no_end_token+pad_is_end"]
+    with pytest.raises(ValueError, match="did you mean 'pad_is_end'"):
+        grid("smoke", {"faults": ["pad_is_ed"]})
 
 
 def test_a_rehearsal_is_small_and_keeps_all_that_differs():
