@@ -11,10 +11,11 @@ from stage1 import adapter as adapters
 from stage1 import gallery, store, study
 from stage1.config import StudyConfig, load_preset
 from stage1.evaluation import conditions
+from stage1.evaluation.together import evaluate_in_shared_batches
 from stage1.faults import FaultError, current, switched_on
 from stage1.faults.switch import REPLACEMENTS
 from stage1.report import results
-from stage1.study import runs, together
+from stage1.study import runs, sweep, together
 
 ALL = gallery.JOIN.join(gallery.FAULTS)
 TRAINED = ["unit_rms_output", "xavier_start", "bfloat16_weights", "frozen_gains",
@@ -177,6 +178,15 @@ def test_only_faults_that_can_share_passes_do(config):
     assert shared in found
 
 
+def test_a_sweep_prepares_a_study_of_its_own_for_every_set_of_faults(config):
+    sound, carrying = (
+        sweep.shared(config.replace(faults=faults)) for faults in ("none", "begin_token_in_answer")
+    )
+    begin = sound.lm.tokenizer.bos_token_id
+    assert all(answer[0] == begin for answer in carrying.encoded["train"].answers)
+    assert not any(begin in answer for answer in sound.encoded["train"].answers)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_fault_does_the_same_to_adapters_that_share_passes(config, name):
@@ -196,6 +206,21 @@ def test_a_fault_does_the_same_to_adapters_that_share_passes(config, name):
                 assert torch.equal(other, other.bfloat16().float())
         scored, _ = runs.test_adapter(stage1.study.prepare(own), grouped[i])
         assert scored["prediction"].tolist() == tested[i][0]["prediction"].tolist()
+
+
+@pytest.mark.parametrize("name", ["slice_of_generated_ids", "f1_on_sets", "first_gold_only"])
+def test_a_fault_of_evaluation_does_the_same_in_shared_batches(config, name):
+    own = config.replace(faults=name)
+    prepared = study.prepare(own)
+    table, test = prepared.lm.embedding_table, prepared.encoded["test"]
+    tables = torch.stack([table, table.flip(0)])
+    with switched_on(name):
+        shared = evaluate_in_shared_batches(prepared.lm, test, ["distill"] * 2, tables, own)
+        alone = [conditions.evaluate(prepared.lm, test, "distill", t, own, "") for t in tables]
+    for one, other in zip(shared, alone, strict=True):
+        assert one["prediction"].tolist() == other["prediction"].tolist()
+        assert one["f1"].tolist() == other["f1"].tolist()
+        assert (one["empty"] == (name == "slice_of_generated_ids")).all()
 
 
 # ---------------------------------------------------------------- the original
