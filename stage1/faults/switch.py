@@ -50,12 +50,24 @@ def switched_on(faults: str) -> Iterator[None]:
     if current() != gallery.NONE:
         raise FaultError(f"faults={faults!r}: {current()!r} is switched on; expected the same")
     with ExitStack() as replaced:
+        replaced.enter_context(replacement("stage1.store:write_record", only_its_own))
         for name in gallery.names(faults):
             for place, maker in REPLACEMENTS[name]:
                 replaced.enter_context(replacement(place, maker))
         _state["faults"] = faults
         replaced.callback(_state.update, faults=gallery.NONE)
         yield
+
+
+def only_its_own(original: Callable) -> Callable:
+    """Return a `write_record` that refuses the record of a run without the faults that are on."""
+
+    def write_record(path, config, results):
+        if config.faults != current():
+            raise FaultError(f"{path}: faults={config.faults!r}, but {current()!r} is switched on")
+        return original(path, config, results)
+
+    return write_record
 
 
 @contextmanager

@@ -105,6 +105,17 @@ def test_a_sound_study_is_not_prepared_while_a_fault_is_on(config):
         study.prepare(config)
 
 
+def test_no_record_of_a_sound_run_is_written_while_a_fault_is_on(config, tmp_path):
+    path, carrying = tmp_path / "record.json", config.replace(faults="pad_is_end")
+    with switched_on("pad_is_end"):
+        with pytest.raises(FaultError, match="faults='none'"):
+            store.write_record(path, config, {})
+        assert not path.exists()
+        store.write_record(path, carrying, {})
+    assert store.read_json(path)["config"]["faults"] == "pad_is_end"
+    store.write_record(path, config, {})
+
+
 # ---------------------------------------------------------------- what a faulty run says of itself
 
 
