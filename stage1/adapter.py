@@ -180,7 +180,7 @@ def load(folder: Path, config: StudyConfig, lm: FrozenLM) -> Adapter:
     """Return the saved adapter, on the language model's device.
 
     Raises RecordError for a missing or truncated file, and ValueError for an adapter of another
-    width K, another language model, architecture or projection than the config's.
+    width K, another language model, architecture, projection or faults than the config's.
     """
     record = store.read_json(folder / "adapter.json")
     about, saved = record["results"], StudyConfig().replace(**record["config"])
@@ -188,7 +188,7 @@ def load(folder: Path, config: StudyConfig, lm: FrozenLM) -> Adapter:
     table = lm.embedding_table
     width, same_table = config.width(table.shape[1]), about["table"] == fingerprint(table)
     require(width == about["K"], "compressed_width", width, f"{about['K']}, {made_for}")
-    for name in ("architecture", "projection"):
+    for name in ("architecture", "projection", "faults"):
         own, given = getattr(saved, name), getattr(config, name)
         require(given == own, name, given, f"{own!r}, {made_for}")
     allowed = f"{saved.language_model!r} with D={about['D']}, {made_for}"

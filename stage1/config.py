@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from stage1 import gallery
 from stage1.fields import GROUPS, check, check_type, nearest, option, require
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
@@ -47,6 +48,10 @@ class StudyConfig:
 
     processes: int = of_run(1, allowed=ONE, **no_effect)
     """Data-parallel processes that train one adapter, each on its own GPU or CPU share."""
+
+    faults: str = of_run(gallery.NONE, recorded=True)
+    """Faults of the gallery (`stage1/gallery.py`) that the run carries, joined by `+`, or `none`.
+    They stand in its folder's name, its records and its pages; no evidence takes such a run."""
 
     # data
     data_seed: int = of_data(0, allowed=ZERO)
@@ -262,7 +267,9 @@ class StudyConfig:
     """Two objectives whose F1 differs by less than this are called equivalent (points)."""
 
     def __post_init__(self):
+        object.__setattr__(self, "faults", gallery.canonical(self.faults))
         check(self)
+        gallery.check(self.faults, self.objective, self.packed)
         top = 100.0
         for name in CRITERIA:
             value = getattr(self, name)
@@ -279,6 +286,8 @@ class StudyConfig:
     def replace(self, **changes) -> "StudyConfig":
         """Return a copy with some fields changed. Raises ValueError for an unknown name."""
         check_names(changes)
+        if "faults" in changes:  # a preset lists them
+            changes["faults"] = gallery.canonical(changes["faults"])
         return dataclasses.replace(self, **changes)
 
     def width(self, D: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stage1 import gallery
 from stage1.config import StudyConfig, load_preset, presets
 from stage1.fields import names_where
 
@@ -39,14 +40,18 @@ def records_folder() -> Path:
 
 
 def run_name(config: StudyConfig) -> str:
-    """Return the preset's name, with a digest of the study's fields that differ from the preset."""
+    """Return the preset's name, with a digest of the study's fields that differ from the preset.
+
+    The name of a run that carries faults ends in `-faulty`.
+    """
     preset = load_preset(config.preset).to_dict() if config.preset in presets() else {}
     values = {name: getattr(config, name) for name in names_where(config, in_run_name=True)}
     changed = {name: value for name, value in values.items() if preset.get(name) != value}
+    faulty = "" if config.faults == gallery.NONE else "-faulty"
     if not changed:
-        return config.preset
+        return f"{config.preset}{faulty}"
     digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
-    return f"{config.preset}-{digest[:8]}"
+    return f"{config.preset}-{digest[:8]}{faulty}"
 
 
 def identity(config: StudyConfig) -> dict:
@@ -71,7 +76,7 @@ def committed_adapter(config: StudyConfig) -> Path | None:
     record = folder / "record.json"
     if not record.is_file():
         return None
-    committed = config.replace(**read_json(record)["config"])
+    committed = config.replace(**{"faults": gallery.NONE} | read_json(record)["config"])
     return folder if identity(committed) == identity(config) else None
 
 

@@ -12,9 +12,9 @@ import stage1
 
 PACKAGE = Path(stage1.__file__).parent
 ORDER = [
-    "names", "fields", "config", "store", "machine", "scoring", "corpus", "model", "compress",
-    "baselines", "adapter", "objectives", "training", "evaluation", "study", "ask", "check",
-    "report", "pretrain",
+    "names", "fields", "gallery", "config", "store", "machine", "scoring", "corpus", "model",
+    "compress", "baselines", "adapter", "objectives", "training", "evaluation", "faults", "study",
+    "ask", "check", "report", "pretrain",
 ]  # fmt: skip
 """Modules and packages of `stage1`; each imports only from itself and those before it."""
 

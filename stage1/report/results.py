@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML
 
-from stage1 import store
+from stage1 import gallery, store
 from stage1.config import StudyConfig
 from stage1.fields import GROUPS, options
 from stage1.names import FLOORS, OBJECTIVES
@@ -18,13 +18,18 @@ ADAPTER = ["objective", "initialisation", "output_scaling"]
 
 
 def config_table(config: StudyConfig) -> HTML:
-    """Return all fields of the config, grouped by their owners and folded away."""
+    """Return all fields of the config, grouped by their owners and folded away.
+
+    Above them, in sight, the faults that the run carries.
+    """
     rows = [(option.group, name, getattr(config, name)) for name, option in options(config).items()]
     table = pd.DataFrame(rows, columns=["group", "field", "value"])
     table["group"] = pd.Categorical(table["group"], GROUPS)
     table = table.sort_values("group", kind="stable").set_index(["group", "field"])
     table.columns = [store.run_name(config)]
-    return HTML(f"<details><summary>Config</summary>{table.to_html()}</details>")
+    faults = gallery.sentences(config.faults)
+    warning = f"<p><strong>This run carries faults.</strong> {faults}</p>" if faults else ""
+    return HTML(f"{warning}<details><summary>Config</summary>{table.to_html()}</details>")
 
 
 def planned(config: StudyConfig) -> list[StudyConfig]:
@@ -36,7 +41,8 @@ def planned(config: StudyConfig) -> list[StudyConfig]:
 def adapter_records(config: StudyConfig) -> list[dict]:
     """Return the records of all planned adapters.
 
-    Raises RecordError with the command that trains the first missing one.
+    Raises RecordError with the command that trains the first missing one, and for a record of other
+    faults than the config's.
     """
     records = []
     for run in planned(config):
@@ -49,7 +55,14 @@ def adapter_records(config: StudyConfig) -> list[dict]:
                 f"-p objective {run.objective} -p seed {run.seed}`"
             )
         records.append(store.read_json(path))
+        check_faults(path, records[-1]["config"].get("faults", gallery.NONE), config.faults)
     return records
+
+
+def check_faults(path: Path, found: str, expected: str = gallery.NONE) -> None:
+    """Raise RecordError unless a record carries the expected faults: none, if it is evidence."""
+    if found != expected:
+        raise store.RecordError(f"{path}: its faults are {found!r}; expected {expected!r}")
 
 
 def table_path(run: StudyConfig, name: str) -> Path:
@@ -91,12 +104,20 @@ def gradient_readings(config: StudyConfig) -> pd.DataFrame:
     return pd.concat(training_tables(runs, "gradients"), ignore_index=True)
 
 
-def committed(preset: str, name: str) -> pd.DataFrame:
-    """Return a committed table, CSV or parquet. Raises RecordError if it is missing."""
+def committed(preset: str, name: str, may_be_faulty: bool = False) -> pd.DataFrame:
+    """Return a committed table, CSV or parquet.
+
+    Raises RecordError if it is missing or, unless it may be faulty, if one of its runs carries a
+    fault: no evidence takes such a run.
+    """
     path = store.records_folder() / preset / name
     if not path.is_file():
         raise store.RecordError(f"{path}: no such table; `python -m stage1.study.sweep` makes it")
-    return pd.read_csv(path) if path.suffix == ".csv" else store.read_table(path)
+    table = pd.read_csv(path) if path.suffix == ".csv" else store.read_table(path)
+    if "faults" in table and not may_be_faulty:
+        for faults in table["faults"].unique():
+            check_faults(path, faults)
+    return table
 
 
 def budget_table(runs: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:

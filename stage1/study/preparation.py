@@ -16,6 +16,7 @@ from stage1.config import StudyConfig
 from stage1.corpus import data
 from stage1.corpus.prompts import Encoded, encode, token_counts
 from stage1.evaluation.conditions import untrained_conditions
+from stage1.faults import carries_faults
 from stage1.fields import require
 from stage1.machine import processes
 from stage1.model import language_model
@@ -62,6 +63,7 @@ class Study:
         return untrained_conditions(self.lm, self.compression, control)
 
 
+@carries_faults
 def prepare(config: StudyConfig, lm: FrozenLM | None = None) -> Study:
     """Load the language model, unless it is given, encode the data and fit the compression.
 
@@ -106,6 +108,7 @@ def objective_context(study: Study, config: StudyConfig | None = None) -> Object
     return ObjectiveContext(study.lm, study.codebook, config or study.resolved, spread)
 
 
+@carries_faults
 def new_adapter(study: Study) -> Adapter:
     """Return the study's untrained adapter."""
     table, counts = study.lm.embedding_table, torch.from_numpy(study.counts)

@@ -16,6 +16,7 @@ from stage1.config import StudyConfig
 from stage1.corpus import data
 from stage1.evaluation.conditions import evaluate, evaluate_floors
 from stage1.evaluation.reconstruction import reconstruction
+from stage1.faults import carries_faults
 from stage1.machine import processes
 from stage1.scoring import tables
 from stage1.study.preparation import Study, new_adapter, objective_context, prepare
@@ -23,6 +24,7 @@ from stage1.training.loop import Progress, curve_table, train
 from stage1.training.warmup import warm_up
 
 
+@carries_faults
 def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progress]:
     """Warm up and train a new adapter by the study's config, evaluated on the selection split.
 
@@ -51,6 +53,7 @@ def train_adapter(study: Study, resumable: bool = True) -> tuple[Adapter, Progre
     return adapter, progress
 
 
+@carries_faults
 def selection_scores(study: Study, adapter: Adapter) -> dict[str, float]:
     """Return means on the selection split: F1, EM and teacher-forced measures."""
     encoded = study.encoded["selection"]
@@ -62,6 +65,7 @@ def selection_scores(study: Study, adapter: Adapter) -> dict[str, float]:
     return {name: float(scored[name].mean()) for name in measures}
 
 
+@carries_faults
 def test_adapter(study: Study, adapter: Adapter) -> tuple[pd.DataFrame, dict[str, float]]:
     """Return the adapter's scored answers to the test questions and its reconstruction of them."""
     table = adapters.decode(adapter, study.codebook)
@@ -69,6 +73,7 @@ def test_adapter(study: Study, adapter: Adapter) -> tuple[pd.DataFrame, dict[str
     return scored, reconstruction(study.lm.embedding_table, table, study.test_counts())
 
 
+@carries_faults
 def test_untrained(study: Study) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
     """Return the scored test answers of every condition that needs no training, floors included.
 
@@ -84,6 +89,7 @@ def test_untrained(study: Study) -> tuple[pd.DataFrame, dict[str, dict[str, floa
     return pd.concat(answers), rebuilt
 
 
+@carries_faults
 def write_adapter(
     study: Study, adapter: Adapter, progress: Progress, scored: pd.DataFrame, rebuilt: dict
 ) -> Path:

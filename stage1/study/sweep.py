@@ -64,7 +64,7 @@ def shared(config: StudyConfig) -> Study:
     """Return the config's study, prepared once per process for all runs on its data and model."""
     torch.set_num_threads(config.threads or 1)  # several processes run on the machine
     needed = [name for name, option in options(config).items() if option.group in PREPARED]
-    values = {name: getattr(config, name) for name in needed}
+    values = {name: getattr(config, name) for name in [*needed, "faults"]}
     return replace(prepared(StudyConfig().replace(**values)), config=config)
 
 

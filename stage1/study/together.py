@@ -13,10 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stage1 import adapter as adapters
+from stage1 import gallery
 from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 from stage1.evaluation.reconstruction import reconstruction
 from stage1.evaluation.together import evaluate_together
+from stage1.faults import carries_faults
 from stage1.fields import options
 from stage1.scoring.tables import TEACHER_FORCED
 from stage1.study.preparation import Study, new_adapter, objective_context
@@ -39,13 +41,15 @@ def groups(configs: Sequence[StudyConfig], size: int) -> list[list[StudyConfig]]
     """Return the configs in groups of at most `size` that can share passes.
 
     Members of a group agree in every field that is not marked as an adapter's own. A config that
-    asks for readings of gradients, balancing or packed rows has a group to itself.
+    asks for readings of gradients, balancing or packed rows, or carries a fault that cannot share,
+    has a group to itself.
     """
     shared = [name for name, option in options(StudyConfig).items() if not option.own]
     alike: dict[tuple, list[StudyConfig]] = {}
     for place, config in enumerate(configs):
         key = tuple(getattr(config, name) for name in shared)
         is_plain = config.balancing == "fixed" and not config.gradients_every and not config.packed
+        is_plain = is_plain and gallery.can_share(config.faults)
         alike.setdefault(key if is_plain else (place,), []).append(config)
     return [some[i : i + size] for some in alike.values() for i in range(0, len(some), size)]
 
@@ -88,6 +92,7 @@ def selection_scores(study: Study, some: Sequence[Adapter]) -> list[dict[str, fl
     return [{name: float(frame[name].mean()) for name in names} for frame in frames]
 
 
+@carries_faults
 def train_group(
     study: Study, configs: Sequence[StudyConfig]
 ) -> tuple[list[Adapter], list[Progress | TrainingError]]:
@@ -114,6 +119,7 @@ def train_group(
     return trained, found
 
 
+@carries_faults
 def test_group(
     study: Study, configs: Sequence[StudyConfig], trained: Sequence[Adapter]
 ) -> list[tuple[pd.DataFrame, dict[str, float]]]:

@@ -15,7 +15,12 @@ from stage1.config import load_preset
 from stage1.report import notebooks, pages, results
 
 SANITIZE = Path(__file__).resolve().parents[1] / "nbval_sanitize.cfg"
-PARAMETERS = {"02_train_adapter": {"objective": "distill", "seed": 3, "learning_rate": 0.02}}
+PARAMETERS = {
+    "02_train_adapter": {"objective": "distill", "seed": 3, "learning_rate": 0.02},
+    "06_fault_gallery": {
+        "train_examples": 60, "selection_examples": 24, "test_examples": 24, "warmup_steps": 4
+    },
+}  # fmt: skip
 """What a notebook is given besides the preset."""
 CELL_TIMEOUT = 60
 """Seconds; the slowest cell takes 5 on an idle machine."""

@@ -20,6 +20,8 @@ from stage1.store import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+OF_NOTEBOOKS = {"fractions", "questions", "fault"}
+"""Parameters of notebooks that are no fields of the config."""
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +253,7 @@ def test_commands_name_what_exists(path):
     fields = {field.name for field in dataclasses.fields(StudyConfig)}
     for module in re.findall(r"python -m (stage1[\w.]*)", text):
         assert importlib.util.find_spec(module), module
-    assert set(re.findall(r"(?:--vary| -p) (\w+)", text)) <= fields | {"fractions", "questions"}
+    assert set(re.findall(r"(?:--vary| -p) (\w+)", text)) <= fields | OF_NOTEBOOKS
     for program in re.findall(r"(?:notebooks|benchmarks|tests|stage1|configs)/[\w/.-]+\w", text):
         assert (ROOT / program).exists(), program
     for target in re.findall(r"^ *make (\w+)", text, re.MULTILINE):

@@ -21,7 +21,7 @@ RECORDED = {
     "preset", "seed", "train_examples", "language_model", "compressed_width", "initialisation",
     "output_scaling", "architecture", "projection", "objective", "epochs", "batch_size",
     "learning_rate",
-    "reconstruction_weight", "reconstruction_term", "balancing", "warmup_steps",
+    "reconstruction_weight", "reconstruction_term", "balancing", "warmup_steps", "faults",
 }  # fmt: skip
 
 
