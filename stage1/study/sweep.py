@@ -3,7 +3,7 @@
     python -m stage1.study.sweep trials full OUT.csv --vary learning_rate 1.0e-3 3.0e-3
     python -m stage1.study.sweep runs full OUT.csv --vary ce_weight 0.1 10.0 --vary seed 0 1 2
     python -m stage1.study.sweep runs full OUT.csv --together 28 --processes 3
-    python -m stage1.study.sweep untrained full OUT.csv
+    python -m stage1.study.sweep untrained full OUT.csv --vary compressed_width 12 24 48
 
 Every `--vary` multiplies the grid; without one for `objective`, the grid has all objectives.
 `trials` are scored on the selection split alone, to choose learning rates. `runs` are tested and
@@ -237,6 +237,15 @@ def sweep(
             store.write_table(table.with_suffix(".gradients.parquet"), readings)
 
 
+def untrained(configs: Sequence[StudyConfig], varied: Sequence[str], table: Path) -> None:
+    """Write the conditions that need no training, of every config in turn."""
+    parts = []
+    for config in configs:
+        conditions = condition_table(*runs.test_untrained(prepare(config)))
+        parts.append(conditions.assign(**{name: getattr(config, name) for name in varied}))
+        store.write_csv(table, pd.concat(parts))
+
+
 def selection_f1(rows: Mapping[StudyConfig, dict]) -> dict[StudyConfig, float]:
     return {config: row["selection_f1"] for config, row in rows.items()}
 
@@ -275,8 +284,8 @@ def main() -> None:
     require(given.kind == "trials" or not given.extend, "--extend", given.kind, "trials")
     vary = {field: [yaml.safe_load(value) for value in values] for field, *values in given.vary}
     if given.kind == "untrained":
-        study = prepare(load_preset(given.preset))
-        store.write_csv(given.table, condition_table(*runs.test_untrained(study)))
+        objective = [load_preset(given.preset).objective]  # none is trained
+        untrained(grid(given.preset, {"objective": objective} | vary), list(vary), given.table)
     else:
         size = given.together or (TOGETHER if torch.cuda.is_available() else 1)
         configs = grid(given.preset, vary)
