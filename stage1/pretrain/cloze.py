@@ -38,10 +38,14 @@ PER_PARAGRAPH = 4
 
 def candidates(sentence: str) -> list[tuple[str, int, int]]:
     """Return the phrases of the sentence that can be asked for: wh-word, start and end."""
-    found = []
+    found: list[tuple[str, int, int]] = []
     for word, pattern in PHRASES:
-        matches = [m for m in pattern.finditer(sentence) if m[0].lower() not in FUNCTION_WORDS]
-        found += [(word, match.start(), match.end()) for match in matches]
+        for match in pattern.finditer(sentence):
+            a, b = match.span()
+            # A year within a date, say, has been found already.
+            new = not any(a < end and start < b for _, start, end in found)
+            if new and match[0].lower() not in FUNCTION_WORDS:
+                found.append((word, a, b))
     return found
 
 

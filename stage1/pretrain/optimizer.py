@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(stacks, defaults)
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for weight in group["params"]:
                 state = self.state[weight]

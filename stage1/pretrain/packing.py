@@ -6,6 +6,8 @@ the boundaries stand in the ids themselves. Padding comes last in a row.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt16
@@ -19,8 +21,16 @@ LARGEST_VOCABULARY = 1 << 15
 OPEN_ROWS = 64
 """Rows that the packer keeps open; a document goes to the fullest of them that has room."""
 CHUNK = 1_024
-Document = UInt16[np.ndarray, " L"]
+Document = UInt16[np.ndarray, " _"]
 Rows = UInt16[np.ndarray, "N T"]
+
+
+@dataclass
+class OpenRow:
+    """A row that still takes documents."""
+
+    free: int
+    documents: list[Document]
 
 
 def encoded(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
@@ -104,28 +114,28 @@ def packed_rows(documents: Iterable[Document], length: int, pad: int) -> Rows:
 
     Raises ValueError for a document longer than a row.
     """
-    done, open_rows = [], []  # an open row: its free tokens and its documents
+    done: list[list[Document]] = []
+    open_rows: list[OpenRow] = []
     for document in documents:
         size = len(document)
         if size > length:
             raise ValueError(f"document of {size} tokens: expected at most row={length}")
-        fitting = [row for row in open_rows if row[0] >= size]
-        if fitting:
-            row = min(fitting, key=lambda row: row[0])
-        else:
-            row = [length, []]
-            open_rows.append(row)
-        row[0] -= size
-        row[1].append(document)
+        fitting = [row for row in open_rows if row.free >= size]
+        if not fitting:
+            fitting = [OpenRow(length, [])]
+            open_rows += fitting
+        row = min(fitting, key=attrgetter("free"))
+        row.free -= size
+        row.documents.append(document)
         if len(open_rows) > OPEN_ROWS:
-            fullest = min(open_rows, key=lambda row: row[0])
+            fullest = min(open_rows, key=attrgetter("free"))
             open_rows = [row for row in open_rows if row is not fullest]
-            done.append(fullest[1])
-    done += [documents for _, documents in open_rows]
+            done.append(fullest.documents)
+    done += [row.documents for row in open_rows]
     rows = np.full((len(done), length), pad, dtype=np.uint16)
-    for row, documents in zip(rows, done, strict=True):
-        joined = np.concatenate(documents)
-        row[: len(joined)] = joined
+    for codes, parts in zip(rows, done, strict=True):
+        joined = np.concatenate(parts)
+        codes[: len(joined)] = joined
     return rows
 
 

@@ -57,11 +57,13 @@ def read_questions(source: str) -> Iterator[Question]:
     for place, row in read_rows(source):
         try:
             answer = row["answer"] if "answer" in row else row["answers"]["text"][0]
-            parts = [cleaned(text) for text in (row["context"], row["question"], answer)]
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            texts = [row["context"], row["question"], answer]
+        except (KeyError, IndexError, TypeError) as error:
             reason = f"{type(error).__name__} {error}"
             raise ValueError(f"{place}: {reason}; {EXPECTED}") from error
-        question = Question(*parts)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{place}: found {texts!r}; {EXPECTED}, all of them text")
+        question = Question(*map(cleaned, texts))
         if not question.answer or question.answer not in question.context:
             raise ValueError(f"{place}: answer {answer!r} is not in its context")
         yield question

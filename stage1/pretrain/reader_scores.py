@@ -34,7 +34,7 @@ def score(folder: Path, development: str, device: str) -> list[dict]:
         encoded = encode(given, lm.tokenizer, config)
         table = evaluate(lm, encoded, condition, None, config)
         ended = float(table["ended"].mean())
-        record = {"condition": condition, "questions": len(table), "ended": ended}
+        record: dict = {"condition": condition, "questions": len(table), "ended": ended}
         for metric in ("f1", "em"):
             values, titles = table[metric].tolist(), table["title"].tolist()
             record[metric] = mean_interval(values, titles)._asdict()

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from stage1 import store
 from stage1.fields import require
@@ -182,7 +182,7 @@ def read_shards(folder: Path) -> tuple[PreTrainedTokenizerFast, dict[str, Rows],
         rows[name] = np.concatenate([empty, *parts])
         expected = report["rows"][name]["rows"]
         require(len(rows[name]) == expected, f"rows of {name}", len(rows[name]), str(expected))
-    return AutoTokenizer.from_pretrained(str(folder)), rows, report
+    return PreTrainedTokenizerFast.from_pretrained(str(folder)), rows, report
 
 
 def counted(rows: Rows, pad: int) -> dict:

@@ -11,17 +11,18 @@ import lzma
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-OPENERS: Mapping[str, Callable[..., IO]] = {".xz": lzma.open, ".gz": gzip.open}
+OPENERS: Mapping[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
 TEXT_KINDS = (".jsonl", ".txt", ".md")
 LEAST_WORDS = 6
 """Shorter paragraphs are headings, captions and leftovers of tables."""
 UNWANTED = re.compile(r"<(?:pad|bos|eos)>|[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\ufeff\ufffd]")
 
 
-def opened(path: Path) -> IO[str]:
+def opened(path: Path) -> TextIOWrapper:
     """Open a UTF-8 text file, unpacking `.xz` and `.gz`."""
     return OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8")
 

@@ -22,6 +22,7 @@ EPSILON = 1.0e-6
 STD = 0.02
 THETA = 10_000.0
 """Base of the rotary positions."""
+RAGGED = varlen_options()  # read here, because torch.compile does not trace signatures
 
 
 class Shape(NamedTuple):
@@ -58,13 +59,13 @@ def dense_documents(ids: Int[Tensor, "B T"], begin: int) -> Bool[Tensor, "B 1 T 
 
 
 def flex_documents(ids: Int[Tensor, "B T"], begin: int) -> BlockMask:
+    """Return the same for flex attention."""
     number = document_numbers(ids, begin)
-    B, T = ids.shape
-
-    def same_document(b, h, q, k):
-        return (q >= k) & (number[b, q] == number[b, k])
-
-    return create_block_mask(same_document, B, None, T, T, device=ids.device)
+    return create_block_mask(
+        lambda b, h, q, k: (q >= k) & (number[b, q] == number[b, k]),
+        *(len(ids), None, ids.shape[1], ids.shape[1]),
+        device=ids.device.type,
+    )
 
 
 def ragged_documents(ids: Int[Tensor, "B T"], begin: int, most: int) -> Ragged:
@@ -101,9 +102,10 @@ def rotated(x: Float[Tensor, "B T H d"], turns: Float[Tensor, "2 T d"]) -> Tenso
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Float[Tensor, "B T H d"]:
     """Compute causal attention of [B, T, H, d] within documents."""
     if isinstance(documents, Ragged):
-        flat = [heads.flatten(0, 1) for heads in (q, k, v)]
         edges, longest = documents
-        return varlen_attn(*flat, edges, edges, longest, longest, **varlen_options()).view_as(q)
+        flat_q, flat_k, flat_v = (heads.flatten(0, 1) for heads in (q, k, v))
+        ends = (edges, edges, longest, longest)
+        return varlen_attn(flat_q, flat_k, flat_v, *ends, **RAGGED).view_as(q)  # type: ignore
     q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
     if isinstance(documents, BlockMask):
         return flex_attention(q, k, v, block_mask=documents).transpose(1, 2)
