@@ -10,197 +10,36 @@ model on questions of SQuAD form and writes its card. It goes on from the last c
 
 import argparse
 import json
-import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Int16
-from torch import Tensor
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from stage1 import store
+from stage1.fields import require
 from stage1.model.language_model import choose_device
-from stage1.pretrain import packing, reader_card, transformer
-from stage1.pretrain.head_loss import weighted_cross_entropy
-from stage1.pretrain.optimizer import optimizers, set_rates
+from stage1.pretrain import reader_card
 from stage1.pretrain.options import add_options, config_from
 from stage1.pretrain.reader_scores import check_development, score
+from stage1.pretrain.reader_training import Training, train
 from stage1.pretrain.recipe import PRESETS, ReaderConfig
-from stage1.pretrain.schedule import counts, plan, rate_share
-from stage1.pretrain.shards import ShardConfig, prepare, read_shards
-from stage1.pretrain.speed import Meter, matmul_rate
+from stage1.pretrain.shards import REPORT, ShardConfig, prepare, read_shards
 from stage1.pretrain.train import save
-from stage1.pretrain.transformer import Transformer, exported
+from stage1.pretrain.transformer import exported
 
-READ_EVERY = 50
-"""Steps between two readings of the curve, the only times that training waits for the device."""
-CHECKPOINT_SECONDS = 120.0
 CHECKPOINT, CURVE, RECORD = "checkpoint.pt", "training_curve.csv", "training.json"
-SUMS = ["weighted", "weight", "nll", "tokens", "answer_nll", "answer_right", "answer_tokens"]
-"""Sums over a reading's steps that the curve is made of."""
-
-
-class Training:
-    """A model in training, with everything that a checkpoint holds."""
-
-    def __init__(self, config: ReaderConfig, tokenizer: PreTrainedTokenizerFast, rows: dict):
-        self.config, self.device = config, choose_device(config.device)
-        self.begin, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id
-        cuda = self.device.type == "cuda"
-        self.dtype = torch.bfloat16 if cuda else torch.float32
-        attention = "varlen" if cuda else "dense"
-        self.attention = attention if config.attention == "auto" else config.attention
-        joined = np.concatenate([*rows.values()])
-        sizes = {name: len(array) for name, array in rows.items()}
-        order = plan(config, sizes)
-        parts = order.reshape(-1, config.batch // config.microbatches)
-        # The largest number of documents in a microbatch, so that its edges have a fixed shape.
-        per_row = packing.document_counts(joined, self.begin)
-        self.most_documents = int(per_row[parts].sum(axis=1).max())
-        self.rows_per_kind = dict(zip(sizes, counts(config, sizes).sum(0).tolist(), strict=True))
-        self.rows = torch.from_numpy(joined.view(np.int16)).to(self.device)
-        self.order = torch.from_numpy(order).to(self.device)
-        self.model = Transformer(config.shape(len(tokenizer)), config.seed).to(self.device)
-        rates = config.muon_rate, config.adam_rate, config.weight_decay
-        self.optimizers = optimizers(self.model, *rates)
-        hidden = self.model.hidden
-        self.hidden = torch.compile(hidden, dynamic=False) if cuda else hidden
-        self.step, self.seconds = 0, 0.0
-        self.curve: list[dict[str, float]] = []
-        self.sums = torch.zeros(len(SUMS), device=self.device)
-        self.identity = config.identity() | {"rows": sizes, "vocabulary": len(tokenizer)}
-
-    def documents(self, ids: Tensor) -> transformer.Documents:
-        if self.attention == "varlen":
-            return transformer.ragged_documents(ids, self.begin, self.most_documents)
-        if self.attention == "flex":
-            return transformer.flex_documents(ids, self.begin)
-        return transformer.dense_documents(ids, self.begin)
-
-    def backward(self, codes: Int16[Tensor, "B T"], share: float) -> None:
-        """Add a microbatch's gradients, and its sums to those of the reading.
-
-        The last token of a row and the last of a document have no target.
-        """
-        ids, answer = codes.long() & 0x7FFF, codes < 0
-        end = torch.full_like(ids[:, :1], self.pad)
-        targets = torch.cat([ids[:, 1:], end], dim=1).flatten()
-        real = ((targets != self.pad) & (targets != self.begin)).float()
-        answers = torch.cat([answer[:, 1:], answer[:, :1] & False], dim=1).flatten() * real
-        weights = real + (self.config.answer_weight - 1) * answers
-        hidden = self.hidden(ids, self.documents(ids), self.dtype).flatten(0, 1)
-        scaled = share * weights / weights.sum()
-        loss, each, right = weighted_cross_entropy(hidden, self.model.head, targets, scaled)
-        loss.backward()
-        pairs = ((weights, each), (real, each), (answers, each))
-        figures = [(w * x).sum() for w, x in pairs] + [w.sum() for w, _ in pairs]
-        weighted, nll, answer_nll, weight, tokens, answer_tokens = figures
-        hits = (answers * right).sum()
-        self.sums += torch.stack([weighted, weight, nll, tokens, answer_nll, hits, answer_tokens])
-
-    def take_step(self) -> None:
-        set_rates(self.optimizers, rate_share(self.config, self.step))
-        for rows in self.order[self.step].chunk(self.config.microbatches):
-            self.backward(self.rows[rows], 1 / self.config.microbatches)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-
-    def reading(self, **figures: float) -> None:
-        """Add a row to the curve: cross-entropies in nats per token, means since the last row."""
-        sums = dict(zip(SUMS, self.sums.tolist(), strict=True))
-        self.sums.zero_()
-        answers = sums["answer_tokens"] or float("nan")
-        self.curve.append(
-            {
-                "step": self.step,
-                "loss": sums["weighted"] / sums["weight"],
-                "cross_entropy": sums["nll"] / sums["tokens"],
-                "answer_cross_entropy": sums["answer_nll"] / answers,
-                "answer_accuracy": sums["answer_right"] / answers,
-                "rate_share": rate_share(self.config, self.step - 1),
-                **figures,
-            }
-        )
-
-    def save(self, path: Path) -> None:
-        state = {
-            "identity": self.identity,
-            "step": self.step,
-            "seconds": self.seconds,
-            "curve": self.curve,
-            "sums": self.sums,
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-        store.write_atomically(path, lambda temporary: torch.save(state, temporary))
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises RecordError for a damaged one or another training's."""
-        try:
-            state = torch.load(path, weights_only=True, map_location=self.device)
-        except Exception as error:  # zip, pickle and end-of-file errors alike
-            reason = f"truncated or malformed ({error})"
-            raise store.RecordError(f"{path}: {reason}; delete it to start again") from error
-        changed = [n for n, v in self.identity.items() if state["identity"].get(n) != v]
-        if changed:
-            raise store.RecordError(
-                f"{path}: is of a training with another {', '.join(changed)}; expected the same "
-                "command, or another folder"
-            )
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
-        self.sums = state["sums"]
-
-
-def train(training: Training, path: Path) -> bool:
-    """Train to the last step, or until `pause_after`; return whether it was the last step.
-
-    Writes a checkpoint to `path` every two minutes and at the end.
-    """
-    config, device = training.config, training.device
-    shape = training.rows.shape[1]
-    meter = Meter(config.batch * shape, training.model.multiplied, matmul_rate(device))
-    begin = saved = time.perf_counter()
-    earlier = training.seconds
-    progress = tqdm(total=config.steps, initial=training.step, desc="train", mininterval=5)
-    while training.step < config.steps:
-        training.take_step()
-        meter.step(device)
-        progress.update()
-        if training.step % READ_EVERY and training.step < config.steps:
-            continue
-        figures = meter.read(device)
-        now = time.perf_counter()
-        training.seconds = earlier + now - begin
-        training.reading(seconds=training.seconds, **figures)
-        last = training.curve[-1]
-        progress.set_postfix_str(
-            f"loss {last['loss']:.3f}, {last['tokens_per_s']:,.0f} tokens/s, "
-            f"{last['share_of_matmul_rate']:.0%} of the matmul rate"
-        )
-        paused = 0 < config.pause_after <= now - begin
-        if paused or now - saved > CHECKPOINT_SECONDS or training.step == config.steps:
-            training.save(path)
-            saved = now
-        if paused:
-            break
-    progress.close()
-    return training.step == config.steps
 
 
 def run(folder: Path, shards: Path, config: ReaderConfig, development: str = "") -> dict | None:
-    """Train, save and score; return the record, or None if training paused."""
+    """Train, save and score; return the record, or None if training paused.
+
+    Raises ValueError for a development set that the shards do not hold out.
+    """
     tokenizer, rows, report = read_shards(shards)
+    name, held_out = Path(development).name, report["config"]["held_out"]
+    allowed = f"a file that the shards hold out: {held_out}"
+    require(not development or name in held_out, "development", name, allowed)
     training = Training(config, tokenizer, rows)
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
@@ -230,7 +69,11 @@ def run(folder: Path, shards: Path, config: ReaderConfig, development: str = "")
 
 
 def parsed() -> tuple[dict, ShardConfig | None, ReaderConfig]:
-    """Return the options of the command, and its configs; a preset's values are defaults."""
+    """Return the options of the command and its configs; a preset's values are defaults.
+
+    The development set is held out. Raises ValueError for options of the preparation beside
+    prepared shards.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m stage1.pretrain.reader", description=__doc__.splitlines()[0]
     )
@@ -242,11 +85,32 @@ def parsed() -> tuple[dict, ShardConfig | None, ReaderConfig]:
     preset = parser.parse_known_args()[0].preset
     parser.set_defaults(**PRESETS.get(preset, {}))
     options = vars(parser.parse_args())
+    reader = config_from(ReaderConfig, options)
     if options["development"]:
         check_development(options["development"])
-        options["held_out"] = list({*options["held_out"], options["development"]})
-    reader = config_from(ReaderConfig, options)
-    return options, None if options["shards"] else config_from(ShardConfig, options), reader
+    if options["shards"]:
+        for field in fields(ShardConfig):
+            given, free = options[field.name], field.name in asdict(reader)
+            unused = free or given == field.default
+            require(unused, field.name, given, "none beside --shards, which fixes it")
+        return options, None, reader
+    development = [options["development"]] if options["development"] else []
+    options["held_out"] = [*dict.fromkeys([*options["held_out"], *development])]
+    return options, config_from(ShardConfig, options), reader
+
+
+def prepare_once(folder: Path, config: ShardConfig) -> None:
+    """Prepare rows, unless the folder holds those of the same options.
+
+    Raises ValueError for those of others.
+    """
+    if not (folder / REPORT).exists():
+        prepare(folder, config)
+        return
+    made = store.read_json(folder / REPORT)["config"]
+    for name, value in config.described().items():
+        allowed = f"the options that {folder} was made with, {name}={made.get(name)!r}"
+        require(made.get(name) == value, name, value, allowed)
 
 
 def main() -> None:
@@ -254,8 +118,8 @@ def main() -> None:
     folder = options["folder"]
     choose_device(config.device)  # raises for a missing GPU before any work
     shards = options["shards"] or folder / "shards"
-    if text and not (shards / "report.json").exists():
-        prepare(shards, text)
+    if text:
+        prepare_once(shards, text)
     record = run(folder, shards, config, options["development"])
     if record is None:
         print("paused; the same command goes on from the checkpoint")

@@ -24,7 +24,7 @@ the answer: `Context: ... Question: ... Answer:`. Prompts have at most {row} tok
 
 {sources}
 
-The model is made from these sources; their licences are theirs. {paragraphs[kept]:,} of {paragraphs[read]:,} paragraphs
+{paragraphs[kept]:,} of {paragraphs[read]:,} paragraphs
 and {questions[kept]:,} of {questions[read]:,} questions were used. Left out as duplicates: {paragraphs[duplicates]:,}
 paragraphs, {questions[duplicates]:,} questions. Left out because they share 13 successive words with a held-out passage or
 question, or are such a question: {paragraphs[shared with held-out]:,} paragraphs, {questions[shared with held-out]:,} questions.
@@ -60,12 +60,12 @@ SCORED = """Greedy decoding, {held_out}; 95 % intervals from resampling articles
 
 
 def sources(shards: dict) -> str:
-    """Return the sources of text and questions as a Markdown table; files by name alone."""
+    """Return the sources of text and questions as a Markdown table, and their licences."""
     config = shards["config"]
-    kinds = [(kind, source) for kind in ("text", "questions") for source in config[kind]]
-    kinds += [("held out", source) for source in config["held_out"]]
-    shown = [(kind, Path(s).name if Path(s).is_absolute() else s) for kind, s in kinds]
-    return markdown_table(pd.DataFrame(shown, columns=["use", "source"]))
+    kinds = {"text": "text", "questions": "questions", "held_out": "held out"}
+    shown = [(kind, name) for field, kind in kinds.items() for name in config[field]]
+    table = markdown_table(pd.DataFrame(shown, columns=["use", "source"]))
+    return "\n\n".join([table, *config["licences"]])
 
 
 def rows_table(record: dict) -> str:

@@ -27,7 +27,9 @@ def score(folder: Path, development: str, device: str) -> list[dict]:
     examples = squad_rows(Path(development))
     lm = load(StudyConfig(language_model=str(folder), device="cpu" if device == "cpu" else "auto"))
     budget = int(lm.model.config.max_position_embeddings) - ANSWER_TOKENS
-    config = StudyConfig(max_prompt_tokens=budget, max_new_tokens=ANSWER_TOKENS)
+    config = StudyConfig(
+        max_prompt_tokens=budget, max_new_tokens=ANSWER_TOKENS, eval_batch_size=250
+    )
     scores = []
     for condition in ("text", "question_only"):
         given = examples if condition == "text" else without_context(examples, condition)

@@ -58,8 +58,10 @@ class ReaderConfig:
     """Share of the steps before the first question."""
     questions_share: float = 0.6
     """Share of question rows in the last step; it grows linearly."""
-    cloze_share: float = 0.8
-    """Share of cloze questions among the first question rows; it falls linearly to zero."""
+    cloze_from: float = 1.0
+    """Share of cloze questions among the first question rows; it changes linearly."""
+    cloze_to: float = 0.3
+    """Share of cloze questions among the last question rows."""
     answer_weight: float = 8.0
     """Loss weight of answer and end tokens of questions; all others have weight 1."""
     attention: Literal["auto", "dense", "varlen", "flex"] = "auto"
@@ -78,7 +80,7 @@ class ReaderConfig:
         for name in ("muon_rate", "adam_rate", "answer_weight"):
             value = getattr(self, name)
             require(0 < value < math.inf, name, value, "a positive number")
-        for name in ("warmup", "decay", "questions_share", "cloze_share"):
+        for name in ("warmup", "decay", "questions_share", "cloze_from", "cloze_to"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         require(0 <= self.questions_from < 1, "questions_from", self.questions_from, "below 1")
         parts = self.microbatches

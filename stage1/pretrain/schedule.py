@@ -19,22 +19,22 @@ def rate_share(config: ReaderConfig, step: int) -> float:
     return min(1.0, rising, falling)
 
 
-def question_share(config: ReaderConfig, step: int) -> float:
-    """Return the share of a step's rows that hold questions: zero, then growing linearly."""
+def question_progress(config: ReaderConfig, step: int) -> float:
+    """Return where a step lies between the first question (0) and the end (1); below 0 before."""
     progress = (step + 0.5) / config.steps
-    grown = (progress - config.questions_from) / (1 - config.questions_from)
-    return config.questions_share * max(0.0, grown)
+    return (progress - config.questions_from) / (1 - config.questions_from)
 
 
 def shares(config: ReaderConfig, step: int, rows: Mapping[str, int]) -> dict[str, float]:
     """Return the share of each kind of row in a step; kinds without rows leave theirs to others.
 
-    Of the question rows, cloze questions have `cloze_share` at first, falling linearly to zero.
+    Questions grow linearly from none to `questions_share`. Among them, cloze questions change
+    linearly from `cloze_from` to `cloze_to`.
     """
-    questions = question_share(config, step) if rows["cloze"] + rows["questions"] else 0.0
-    begin = config.questions_from * config.steps
-    left = 1 - max(0.0, step - begin) / max(1.0, config.steps - begin)
-    cloze = config.cloze_share * left if rows["questions"] else 1.0
+    grown = max(0.0, question_progress(config, step))
+    questions = config.questions_share * grown if rows["cloze"] + rows["questions"] else 0.0
+    cloze = config.cloze_from + (config.cloze_to - config.cloze_from) * grown
+    cloze = cloze if rows["questions"] else 1.0
     cloze = cloze if rows["cloze"] else 0.0
     return {
         "text": 1 - questions,

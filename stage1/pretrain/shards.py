@@ -11,10 +11,8 @@ questions; then a tokenizer is trained on them, and three kinds of rows are writ
 import argparse
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,25 +21,18 @@ from transformers import PreTrainedTokenizerFast
 from stage1 import store
 from stage1.fields import require
 from stage1.pretrain import packing
-from stage1.pretrain.cloze import cloze_questions, within
 from stage1.pretrain.held_out import HeldOut
 from stage1.pretrain.options import add_options, config_from
 from stage1.pretrain.packing import Rows
-from stage1.pretrain.questions import (
-    QUESTION_KINDS,
-    Question,
-    by_context,
-    read_questions,
-    squad_rows,
-)
+from stage1.pretrain.questions import QUESTION_KINDS, squad_rows
 from stage1.pretrain.rows import byte_level_bpe
-from stage1.pretrain.text import TEXT_KINDS, check_sources, paragraphs, read_documents
+from stage1.pretrain.selection import Kept, cloze_groups, question_groups, tokenizer_texts
+from stage1.pretrain.text import TEXT_KINDS, check_sources
 
 KINDS = ("text", "cloze", "questions")
+SOURCES = ("text", "questions", "held_out")
 SHARD_BYTES = 30_000_000
 """Largest file of rows, so that a folder can be carried in parts."""
-TOGETHER = 3
-"""Questions on a passage that follow each other in one document; a prompt has only the first."""
 REPORT = "report.json"
 
 
@@ -55,6 +46,8 @@ class ShardConfig:
     """Sources of extractive questions: SQuAD .json, .jsonl, hub datasets."""
     held_out: tuple[str, ...] = ()
     """SQuAD .json files whose passages and questions must not be trained on."""
+    licences: tuple[str, ...] = ()
+    """What the model card says on the sources' licences, a line each."""
     vocabulary: int = 16_384
     """Entries of the BPE tokenizer, special tokens included; at most 32,768."""
     row: int = 512
@@ -82,77 +75,15 @@ class ShardConfig:
         for path in self.held_out:
             require(Path(path).is_file(), "held_out", path, "an existing SQuAD .json file")
 
-
-class Kept:
-    """Counts of what was read, and of why some of it was left out."""
-
-    def __init__(self, held_out: HeldOut):
-        self.held_out = held_out
-        self.seen: set[int] = set()
-        self.counts = dict.fromkeys(("read", "duplicates", "shared with held-out", "kept"), 0)
-
-    def keeps(self, key: str, shared: bool) -> bool:
-        """Count an item, and return whether it is new and not shared with the held-out texts."""
-        digest = hash(key)
-        reason = "duplicates" if digest in self.seen else "shared with held-out" if shared else ""
-        self.seen.add(digest)
-        self.counts["read"] += 1
-        self.counts[reason or "kept"] += 1
-        return not reason
-
-    def documents(self, sources: Sequence[str], most: int) -> Iterator[list[str]]:
-        """Yield each document's paragraphs; documents without any are left out."""
-        for source in sources:
-            for document in islice(read_documents(source), most or None):
-                lines = paragraphs(document)
-                lines = [p for p in lines if self.keeps(p, self.held_out.shares_text(p))]
-                if lines:
-                    yield lines
-
-    def questions(self, sources: Sequence[str]) -> Iterator[Question]:
-        passages: dict[str, bool] = {}
-        for source in sources:
-            for item in read_questions(source):
-                if item.context not in passages:
-                    passages[item.context] = self.held_out.shares_text(item.context)
-                shared = passages[item.context] or self.held_out.shares_question(item.question)
-                if self.keeps(f"{item.context}\n{item.question}", shared):
-                    yield item
+    def described(self) -> dict:
+        """Return the fields as a report has them: a file's name stands for its path."""
+        names = {f: [source_name(s) for s in getattr(self, f)] for f in SOURCES}
+        return asdict(self) | names | {"licences": list(self.licences)}
 
 
-def tokenizer_texts(
-    documents: list[list[str]], questions: list[Question], characters: int, rng: random.Random
-) -> Iterator[str]:
-    """Yield a random tenth of the characters from questions, and the rest from documents."""
-    for items, budget in ((questions, characters // 10), (documents, characters)):
-        order = rng.sample(range(len(items)), len(items))
-        for i in order:
-            text = "\n".join(items[i])
-            budget -= len(text)
-            if budget < 0:
-                break
-            yield text
-
-
-def cloze_groups(
-    documents: list[list[str]], most: int, rng: random.Random
-) -> Iterator[list[Question]]:
-    """Yield cloze questions on random paragraphs, those on the same context together."""
-    pool = [(d, p) for d, lines in enumerate(documents) for p, x in enumerate(lines) if within(x)]
-    for d, p in rng.sample(pool, min(most, len(pool))):
-        yield from cloze_questions(documents[d][p], rng)
-
-
-def question_groups(
-    questions: Iterable[Question], passes: int, seed: int
-) -> Iterator[list[Question]]:
-    """Yield up to three questions on a passage, every pass in another order and combination."""
-    groups = list(by_context(questions).values())
-    for number in range(passes):
-        rng = random.Random(f"questions {seed} {number}")
-        shuffled = (rng.sample(group, len(group)) for group in groups)
-        parts = [part for group in shuffled for part in packing.chunks(group, TOGETHER)]
-        yield from rng.sample(parts, len(parts))
+def source_name(source: str) -> str:
+    path = Path(source).expanduser()
+    return path.name if path.exists() else source
 
 
 def write_rows(folder: Path, name: str, rows: Rows) -> None:
@@ -223,7 +154,7 @@ def prepare(folder: Path, config: ShardConfig) -> dict:
         write_rows(folder, name, array)
     end = time.perf_counter()
     report = {
-        "config": asdict(config),
+        "config": config.described(),
         "vocabulary": len(tokenizer),
         "paragraphs": of_text.counts,
         "questions": of_questions.counts,

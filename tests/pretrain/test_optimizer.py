@@ -9,7 +9,7 @@ from torch import nn
 
 from stage1.pretrain.optimizer import Muon, optimizers, orthogonalised, set_rates
 from stage1.pretrain.recipe import PRESETS, ReaderConfig, parameters
-from stage1.pretrain.schedule import counts, plan, question_share, rate_share, shares
+from stage1.pretrain.schedule import counts, plan, rate_share, shares
 from stage1.pretrain.transformer import Shape, Transformer
 
 CONFIG = ReaderConfig(steps=200, batch=10, device="cpu")
@@ -85,14 +85,15 @@ def test_the_rate_has_a_plateau():
 
 
 def test_questions_start_late_and_grow():
-    found = [question_share(CONFIG, step) for step in range(200)]
+    found = [1 - shares(CONFIG, step, ROWS)["text"] for step in range(200)]
     assert found[:80] == [0.0] * 80 and found == sorted(found)
     assert found[80] > 0 and found[-1] == pytest.approx(0.6, abs=0.01)
 
 
 def test_cloze_questions_give_way_to_questions():
     early, late = (shares(CONFIG, step, ROWS) for step in (81, 199))
-    assert early["cloze"] > early["questions"] and late["cloze"] < 0.01 < late["questions"]
+    assert early["cloze"] > 20 * early["questions"]
+    assert late["cloze"] / (1 - late["text"]) == pytest.approx(0.3, abs=0.01)
     for step in range(200):
         assert sum(shares(CONFIG, step, ROWS).values()) == pytest.approx(1)
 

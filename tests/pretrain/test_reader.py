@@ -14,8 +14,8 @@ from toy_text import write_sources
 from stage1 import store
 from stage1.config import StudyConfig
 from stage1.model import language_model
-from stage1.pretrain import reader, reader_scores
-from stage1.pretrain.reader import Training, train
+from stage1.pretrain import reader, reader_scores, reader_training
+from stage1.pretrain.reader_training import Training, train
 from stage1.pretrain.recipe import ReaderConfig, parameters
 from stage1.pretrain.shards import ShardConfig, prepare, read_shards
 from stage1.pretrain.speed import Meter, matmul_rate
@@ -97,7 +97,7 @@ def test_microbatches_sum_to_the_batch(training):
 
 
 def test_some_steps_lower_the_loss(training, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "READ_EVERY", 20)
+    monkeypatch.setattr(reader_training, "READ_EVERY", 20)
     state = training(steps=40)
     assert train(state, tmp_path / "checkpoint.pt")
     curve = pd.DataFrame(state.curve)
@@ -111,7 +111,8 @@ def test_some_steps_lower_the_loss(training, tmp_path, monkeypatch):
     "change",
     [
         {"seed": 1}, {"muon_rate": 1e-3}, {"adam_rate": 1e-3}, {"weight_decay": 0.0},
-        {"answer_weight": 1.0}, {"questions_from": 0.5}, {"cloze_share": 0.1}, {"decay": 0.9},
+        {"answer_weight": 1.0}, {"questions_from": 0.5}, {"cloze_from": 0.1}, {"cloze_to": 1.0},
+        {"decay": 0.9},
         {"warmup": 0.5}, {"questions_share": 0.1}, {"tied": True},
     ],
 )  # fmt: skip
@@ -127,7 +128,7 @@ def test_every_part_of_the_recipe_has_an_effect(training, change):
 
 
 def test_a_resumed_training_ends_bit_for_bit_as_an_unbroken_one(training, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "READ_EVERY", 5)
+    monkeypatch.setattr(reader_training, "READ_EVERY", 5)
     unbroken, path = training(), tmp_path / "checkpoint.pt"
     assert train(unbroken, tmp_path / "other.pt")
     calls = 0
@@ -170,13 +171,13 @@ def command(monkeypatch, folder, *options: str) -> None:
 
 
 def test_one_command_prepares_trains_scores_and_writes_a_card(paths, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reader, "READ_EVERY", 5)
+    monkeypatch.setattr(reader_training, "READ_EVERY", 5)
     folder = tmp_path / "made" / "reader"
     options = [
         "--text", paths["text"], "--questions", paths["questions"],
         "--development", paths["development"], "--vocabulary", "600", "--row", "192",
         "--width", "32", "--heads", "2", "--depth", "1", "--steps", "12", "--batch", "4",
-        "--device", "cpu",
+        "--device", "cpu", "--licences", "All of it is made up.",
     ]  # fmt: skip
     command(monkeypatch, folder, *options, "--pause-after", "1e-9")
     assert "paused" in capsys.readouterr().out and not (folder / "training.json").exists()
@@ -186,7 +187,7 @@ def test_one_command_prepares_trains_scores_and_writes_a_card(paths, tmp_path, m
         "tokenizer.json", "training.json", "training_curve.csv", "shards",
     }  # fmt: skip
     record = json.loads((folder / "training.json").read_text())
-    assert record["shards"]["config"]["held_out"] == [paths["development"]]
+    assert record["shards"]["config"]["held_out"] == ["development.json"]
     assert record["tokens_read"] == 12 * 4 * 192 == 192 * sum(record["rows_read"].values())
     scores = {score["condition"]: score for score in record["scores"]}
     assert list(scores) == ["text", "question_only"]
@@ -195,7 +196,8 @@ def test_one_command_prepares_trains_scores_and_writes_a_card(paths, tmp_path, m
         assert score["f1"]["low"] <= score["f1"]["mean"] <= score["f1"]["high"]
     card = (folder / "README.md").read_text()
     assert f"{record['parameters']:,} parameters" in card and "question_only" in card
-    assert str(tmp_path) not in card  # sources by name alone
+    assert "All of it is made up." in card and "development.json" in card
+    assert "/development.json" not in (folder / "training.json").read_text()  # names alone
     lm = language_model.load(StudyConfig(language_model=str(folder), device="cpu"))
     assert sum(p.numel() for p in lm.model.parameters()) == record["parameters"]
     assert pd.read_csv(folder / "training_curve.csv")["step"].tolist() == [5, 10, 12]
@@ -208,6 +210,35 @@ def test_shards_and_presets_stand_for_options(shards, tmp_path, monkeypatch):
     command(monkeypatch, tmp_path, "--shards", str(shards), *preset)
     config = ReaderConfig(width=128, depth=12, device="cpu")
     assert calls == [(tmp_path, shards, config, "")]
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        (["--vocabulary", "700"], "vocabulary=700: expected the options that .* made with, .*=600"),
+        (["--text", "other.jsonl"], "text='other.jsonl'|no such file"),
+    ],
+)
+def test_shards_of_other_options_are_not_taken_for_these(
+    paths, shards, tmp_path, monkeypatch, options, error
+):
+    given = ["--text", paths["text"], "--questions", paths["questions"], "--row", "192"]
+    (tmp_path / "shards").symlink_to(shards)
+    held_out = ["--held-out", paths["development"], "--vocabulary", "600", "--device", "cpu"]
+    with pytest.raises((ValueError, FileNotFoundError), match=error):
+        command(monkeypatch, tmp_path, *given, *held_out, *options)
+
+
+def test_preparation_options_do_not_go_with_prepared_shards(shards, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="vocabulary=700: expected none beside --shards"):
+        options = ["--vocabulary", "700", "--device", "cpu"]
+        command(monkeypatch, tmp_path, "--shards", str(shards), *options)
+
+
+def test_a_development_set_that_was_not_held_out_is_refused(paths, shards, tmp_path, monkeypatch):
+    options = ["--shards", str(shards), "--development", paths["questions"], "--device", "cpu"]
+    with pytest.raises(ValueError, match=r"development='questions\.json': expected a file that"):
+        command(monkeypatch, tmp_path, *options)
 
 
 @pytest.mark.parametrize(
