@@ -1,7 +1,6 @@
 """Config dataclasses as options of a command."""
 
 import argparse
-from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -15,12 +14,12 @@ def rules(default: Any, kind: Any) -> dict[str, Any]:
     return {"choices": get_args(kind)} if get_args(kind) else {"type": type(default)}
 
 
-def add_options(parser: argparse.ArgumentParser, *configs: type, skip: Iterable[str] = ()) -> None:
+def add_options(parser: argparse.ArgumentParser, *configs: type) -> None:
     """Add every field as an option; a field that several configs share is added once.
 
     `--learning-rate` sets `learning_rate`; a tuple takes several values.
     """
-    added = set(skip)
+    added = set()
     for field in [field for config in configs for field in fields(config)]:
         if field.name not in added:
             option = f"--{field.name.replace('_', '-')}"
@@ -29,8 +28,7 @@ def add_options(parser: argparse.ArgumentParser, *configs: type, skip: Iterable[
             added.add(field.name)
 
 
-def config_from(config: type, options: dict[str, Any], **values: Any) -> Any:
-    """Return the config of parsed options; `values` stand for fields that are no options."""
-    given = options | values
-    chosen = {field.name: given[field.name] for field in fields(config) if field.name in given}
+def config_from(config: type, options: dict[str, Any]) -> Any:
+    """Return the config of parsed options; other options are left alone."""
+    chosen = {field.name: options[field.name] for field in fields(config)}
     return config(**{n: tuple(v) if isinstance(v, list) else v for n, v in chosen.items()})

@@ -34,8 +34,8 @@ question, or are such a question: {paragraphs[shared with held-out]:,} paragraph
 ## What it cannot do
 
 It knows little of the world, was never taught to refuse, and answers any question with a phrase that looks like one from
-the passage, whether or not the passage answers it. It was trained on English alone. It is a subject of study, not a
-source of facts.
+the passage, whether or not the passage answers it. It has read nothing but the sources above. It is a subject of study,
+not a source of facts.
 
 ## Training
 

@@ -6,11 +6,13 @@ from the start, and every tensor has a fixed shape, so that each function is com
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int16
+from jaxtyping import Float, Int, Int16
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -27,8 +29,22 @@ from stage1.pretrain.transformer import Transformer
 READ_EVERY = 50
 """Steps between two readings of the curve, the only times that training waits for the device."""
 CHECKPOINT_SECONDS = 120.0
+ID = 0x7FFF
+"""The bits of a code that hold the token id."""
 SUMS = ["weighted", "weight", "nll", "tokens", "answer_nll", "answer_right", "answer_tokens"]
 """Sums over a reading's steps that the curve is made of."""
+
+
+class Supervision(NamedTuple):
+    """What every token of a batch should predict, row after row, and how much it counts."""
+
+    targets: Int[Tensor, " N"]
+    real: Float[Tensor, " N"]
+    """1 where there is a target, else 0."""
+    answers: Float[Tensor, " N"]
+    """1 where the target belongs to an answer, else 0."""
+    weights: Float[Tensor, " N"]
+    """Weights of the loss."""
 
 
 class Training:
@@ -55,7 +71,8 @@ class Training:
         rates = config.muon_rate, config.adam_rate, config.weight_decay
         self.optimizers = optimizers(self.model, *rates)
         hidden = self.model.hidden
-        self.hidden = torch.compile(hidden, dynamic=False) if cuda else hidden
+        mode = "max-autotune-no-cudagraphs" if config.tuned else "default"
+        self.hidden = torch.compile(hidden, dynamic=False, mode=mode) if cuda else hidden
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, float]] = []
         self.sums = torch.zeros(len(SUMS), device=self.device)
@@ -68,31 +85,39 @@ class Training:
             return transformer.flex_documents(ids, self.begin)
         return transformer.dense_documents(ids, self.begin)
 
-    def backward(self, codes: Int16[Tensor, "B T"], share: float) -> None:
-        """Add a microbatch's gradients, and its sums to those of the reading.
-
-        The last token of a row and the last of a document have no target.
-        """
-        ids, answer = codes.long() & 0x7FFF, codes < 0
-        end = torch.full_like(ids[:, :1], self.pad)
-        targets = torch.cat([ids[:, 1:], end], dim=1).flatten()
+    def supervision(self, codes: Int16[Tensor, "B T"]) -> Supervision:
+        """Return what each token predicts; the last of a row and of a document predict nothing."""
+        following = pad(codes[:, 1:], (0, 1), value=self.pad).flatten()
+        targets, answer = following.long() & ID, following < 0
         real = ((targets != self.pad) & (targets != self.begin)).float()
-        answers = torch.cat([answer[:, 1:], answer[:, :1] & False], dim=1).flatten() * real
-        weights = real + (self.config.answer_weight - 1) * answers
+        answers = answer * real
+        return Supervision(targets, real, answers, real + (self.config.answer_weight - 1) * answers)
+
+    def backward(self, codes: Int16[Tensor, "B T"], total: Tensor) -> None:
+        """Add the gradients of rows, of a batch whose weights sum to `total`, and their figures."""
+        ids = codes.long() & ID
+        targets, real, answers, weights = self.supervision(codes)
         hidden = self.hidden(ids, self.documents(ids), self.dtype).flatten(0, 1)
-        scaled = share * weights / weights.sum()
-        loss, each, right = weighted_cross_entropy(hidden, self.model.head, targets, scaled)
+        head = self.model.head
+        loss, each, right = weighted_cross_entropy(hidden, head, targets, weights / total)
         loss.backward()
-        pairs = ((weights, each), (real, each), (answers, each))
-        figures = [(w * x).sum() for w, x in pairs] + [w.sum() for w, _ in pairs]
-        weighted, nll, answer_nll, weight, tokens, answer_tokens = figures
-        hits = (answers * right).sum()
-        self.sums += torch.stack([weighted, weight, nll, tokens, answer_nll, hits, answer_tokens])
+        figures = {
+            "weighted": weights * each,
+            "weight": weights,
+            "nll": real * each,
+            "tokens": real,
+            "answer_nll": answers * each,
+            "answer_right": answers * right,
+            "answer_tokens": answers,
+        }
+        self.sums += torch.stack([figures[name].sum() for name in SUMS])
 
     def take_step(self) -> None:
         set_rates(self.optimizers, rate_share(self.config, self.step))
-        for rows in self.order[self.step].chunk(self.config.microbatches):
-            self.backward(self.rows[rows], 1 / self.config.microbatches)
+        codes = self.rows[self.order[self.step]]
+        total = self.supervision(codes).weights.sum()
+        for part in codes.chunk(self.config.microbatches):
+            self.backward(part, total)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()

@@ -66,6 +66,8 @@ class ReaderConfig:
     """Loss weight of answer and end tokens of questions; all others have weight 1."""
     attention: Literal["auto", "dense", "varlen", "flex"] = "auto"
     """Kernel of attention within documents; `auto` is `varlen` on a GPU and `dense` on a CPU."""
+    tuned: bool = False
+    """Lets torch.compile search for faster kernels, for minutes; without effect on a CPU."""
     seed: int = 0
     device: str = "cuda"
     pause_after: float = 0.0
@@ -99,7 +101,7 @@ class ReaderConfig:
 
     def identity(self) -> dict:
         """Return the fields that the weights depend on."""
-        free = ("pause_after", "device")
+        free = ("pause_after", "device", "tuned")
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 

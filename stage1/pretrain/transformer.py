@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, linear, scaled_dot_product_attention, silu
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stage1.model.engine import varlen_options
@@ -99,6 +99,12 @@ def rotated(x: Float[Tensor, "B T H d"], turns: Float[Tensor, "2 T d"]) -> Tenso
     return (x * cosine + torch.cat([-second, first], dim=-1) * sine).to(x.dtype)
 
 
+def normed(x: Float[Tensor, "B T D"], scale: Float[Tensor, " D"]) -> Float[Tensor, "B T D"]:
+    """Return the RMS norm, spelt out so that torch.compile fuses it with its neighbours."""
+    wide = x.float()
+    return scale * (wide * (wide.square().mean(-1, keepdim=True) + EPSILON).rsqrt()).to(x.dtype)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Float[Tensor, "B T H d"]:
     """Compute causal attention of [B, T, H, d] within documents."""
     if isinstance(documents, Ragged):
@@ -157,14 +163,14 @@ class Transformer(nn.Module):
         norms = self.norms.to(dtype).unbind()
         qkv, out, gate_up, down = (matrix.to(dtype).unbind() for matrix in self.matrices)
         for i in range(L):
-            normed = rms_norm(x, (D,), norms[2 * i], EPSILON)
-            q, k, v = linear(normed, qkv[i].flatten(0, 1)).view(B, T, 3, heads, -1).unbind(2)
+            read = normed(x, norms[2 * i])
+            q, k, v = linear(read, qkv[i].flatten(0, 1)).view(B, T, 3, heads, -1).unbind(2)
             mixed = attend(rotated(q, turns), rotated(k, turns), v, documents)
             x = x + linear(mixed.flatten(2), out[i])
-            normed = rms_norm(x, (D,), norms[2 * i + 1], EPSILON)
-            gate, up = linear(normed, gate_up[i].flatten(0, 1)).chunk(2, dim=-1)
+            read = normed(x, norms[2 * i + 1])
+            gate, up = linear(read, gate_up[i].flatten(0, 1)).chunk(2, dim=-1)
             x = x + linear(silu(gate) * up, down[i])
-        return rms_norm(x, (D,), norms[-1], EPSILON)
+        return normed(x, norms[-1])
 
 
 def exported(
