@@ -41,6 +41,7 @@ class Kept:
                     yield lines
 
     def questions(self, sources: Sequence[str]) -> Iterator[Question]:
+        """Yield the questions; one goes if its passage or itself is shared with held-out texts."""
         passages: dict[str, bool] = {}
         for source in sources:
             for item in read_questions(source):
@@ -54,8 +55,9 @@ class Kept:
 def tokenizer_texts(
     documents: list[list[str]], questions: list[Question], characters: int, rng: random.Random
 ) -> Iterator[str]:
-    """Yield a random tenth of the characters from questions, and the rest from documents."""
-    for items, budget in ((questions, characters // 10), (documents, characters)):
+    """Yield random items up to a number of characters: questions for a tenth, then documents."""
+    tenth = characters // 10
+    for items, budget in ((questions, tenth), (documents, characters - tenth)):
         order = rng.sample(range(len(items)), len(items))
         for i in order:
             text = "\n".join(items[i])

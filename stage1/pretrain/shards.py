@@ -87,7 +87,9 @@ def source_name(source: str) -> str:
 
 
 def write_rows(folder: Path, name: str, rows: Rows) -> None:
-    """Write rows as `<name>-00.npy`, `<name>-01.npy`, ... of at most 30 MB."""
+    """Write rows as `<name>-00.npy`, `<name>-01.npy`, ... of at most 30 MB, and no others."""
+    for path in folder.glob(f"{name}-*.npy"):
+        path.unlink()
     size = max(1, SHARD_BYTES // (2 * rows.shape[1]))
     for number, start in enumerate(range(0, len(rows), size)):
         path = folder / f"{name}-{number:02d}.npy"

@@ -5,7 +5,7 @@ positions, gated SiLU), and exports to it. All layers' matrices of a kind are on
 an optimizer handles them in one batched product, and products that read the same input are one.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +17,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stage1.model.engine import varlen_options
 
-Attention = Literal["dense", "varlen", "flex"]
 EPSILON = 1.0e-6
 STD = 0.02
 THETA = 10_000.0

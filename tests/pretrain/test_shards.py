@@ -103,7 +103,8 @@ def test_rows_are_written_in_parts_and_read_in_order(tmp_path, prepared, monkeyp
     (tmp_path / "tokenizer.json").write_text((prepared[0] / "tokenizer.json").read_text())
     read = read_shards(tmp_path)[1]
     assert all(np.array_equal(read[name], rows[name]) for name in rows)
-    (tmp_path / "text-00.npy").unlink()
+    shards.write_rows(tmp_path, "text", rows["text"][:10])
+    assert [path.name for path in tmp_path.glob("text-*.npy")] == ["text-00.npy"]
     with pytest.raises(ValueError, match=r"rows of text=\d+: expected \d+"):
         read_shards(tmp_path)
 
