@@ -22,7 +22,8 @@ def check_development(path: str) -> None:
 def score(folder: Path, development: str, device: str) -> list[dict]:
     """Return F1 and EM (percent, with 95 % intervals over articles) of the reader and its floor.
 
-    The floor is the same model given the question without its context.
+    The floor is the same model given the question without its context. `shortened` counts prompts
+    whose context was cut to leave 24 tokens of a training row for the answer.
     """
     examples = squad_rows(Path(development))
     lm = load(StudyConfig(language_model=str(folder), device="cpu" if device == "cpu" else "auto"))
@@ -37,6 +38,7 @@ def score(folder: Path, development: str, device: str) -> list[dict]:
         table = evaluate(lm, encoded, condition, None, config)
         ended = float(table["ended"].mean())
         record: dict = {"condition": condition, "questions": len(table), "ended": ended}
+        record["shortened"] = encoded.shortened
         for metric in ("f1", "em"):
             values, titles = table[metric].tolist(), table["title"].tolist()
             record[metric] = mean_interval(values, titles)._asdict()

@@ -2,7 +2,9 @@
 
 import json
 import math
+import random
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -267,11 +269,50 @@ def test_a_missing_gpu_is_named_before_any_work(paths, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_a_reader_learns_to_copy_the_answer_from_passages_it_has_not_seen(tmp_path):
+    """A letter in a passage: the whole way from sources to F1, where one shifted label gives 4."""
+    letter_questions(tmp_path / "train.json", "train", 4_000)
+    development = letter_questions(tmp_path / "development.json", "development", 100)
+    (tmp_path / "text.txt").write_text("\n".join(letter(random.Random(i))[0] for i in range(300)))
+    shards = ShardConfig(
+        text=(str(tmp_path / "text.txt"),),
+        questions=(str(tmp_path / "train.json"),),
+        vocabulary=400,
+        row=96,
+        question_passes=1,
+    )
+    prepare(tmp_path / "shards", shards)
+    config = replace(
+        TINY, width=64, steps=240, batch=12, questions_from=0.0, questions_share=1.0, cloze_from=0.0
+    )
+    reader.run(tmp_path / "lm", tmp_path / "shards", config)
+    text, floor = reader_scores.score(tmp_path / "lm", str(development), "cpu")
+    assert text["f1"]["mean"] > 80 and floor["f1"]["mean"] < 20 and text["shortened"] == 0
+
+
+def letter(rng: random.Random) -> tuple[str, str]:
+    answer, *others = (rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(4))
+    return f"Here we saw that it was {answer} today in {''.join(others)}.", answer
+
+
+def letter_questions(path: Path, seed: str, count: int) -> Path:
+    rng = random.Random(seed)
+    paragraphs = []
+    for i in range(count):
+        context, answer = letter(rng)
+        answers = [{"text": answer, "answer_start": context.index(f" {answer} ") + 1}]
+        qas = [{"id": str(i), "question": "Which was it?", "answers": answers}]
+        paragraphs.append({"context": context, "qas": qas})
+    path.write_text(json.dumps({"data": [{"title": "letters", "paragraphs": paragraphs}]}))
+    return path
+
+
 # ---------------------------------------------------------------- scores and speed
 
 
 def test_scores_are_those_of_the_studys_evaluation(paths, tmp_path, monkeypatch):
-    examples = reader_scores.squad_rows(reader_scores.Path(paths["development"]))
+    examples = reader_scores.squad_rows(Path(paths["development"]))
 
     def evaluate(lm, encoded, condition, table, config):
         assert table is None and config.max_prompt_tokens == 512 - reader_scores.ANSWER_TOKENS
@@ -281,7 +322,7 @@ def test_scores_are_those_of_the_studys_evaluation(paths, tmp_path, monkeypatch)
 
     monkeypatch.setattr(reader_scores, "evaluate", evaluate)
     folder = str(language_model.SHIPPED)
-    text, floor = reader_scores.score(reader_scores.Path(folder), paths["development"], "cpu")
+    text, floor = reader_scores.score(Path(folder), paths["development"], "cpu")
     assert text["questions"] == len(examples)
     assert (text["f1"]["mean"], floor["f1"]["mean"]) == (100.0, 0.0)
 
