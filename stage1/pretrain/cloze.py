@@ -16,6 +16,7 @@ from stage1.pretrain.questions import Question
 SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z\"(])")
 MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 LINKS = "(?:than|that|which|with|from|when|where|while|have|been|also|were)"
+NEXT = "(?:of|in|for|and|by|was|is|were|are)"
 CAPITALISED = r"[A-Z][\w'-]+"
 PHRASES = [
     ("when", re.compile(rf"\b(?:\d{{1,2}} {MONTH} \d{{4}}|{MONTH} \d{{1,2}}, \d{{4}})\b")),
@@ -24,12 +25,7 @@ PHRASES = [
     ("how many", re.compile(r"\b\d[\d,.]*\d\b(?! ?%)|\b\d+\b(?! ?%)")),
     ("what", re.compile(r'(?<=")[^"]{3,60}(?=")')),
     ("what", re.compile(rf"(?<=\w )(?:{CAPITALISED}(?: of(?: the)?)? ){{0,4}}{CAPITALISED}")),
-    (
-        "what",
-        re.compile(
-            rf"(?<=\bthe )[a-z]+ (?!{LINKS}\b)[a-z]{{4,}}(?= (?:of|in|for|and|by|was|is|were|are)\b)"
-        ),
-    ),
+    ("what", re.compile(rf"(?<=\bthe )[a-z]+ (?!{LINKS}\b)[a-z]{{4,}}(?= {NEXT}\b)")),
     ("what", re.compile(r"(?:(?<=\ba )|(?<=\ban ))[a-z-]+(?= (?:of|in|for|that)\b)")),
 ]
 """The wh-word and the pattern of each kind of phrase; a kind is drawn first, then the phrase."""

@@ -85,6 +85,8 @@ class ReaderConfig:
         for name in ("warmup", "decay", "questions_share", "cloze_from", "cloze_to"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         require(0 <= self.questions_from < 1, "questions_from", self.questions_from, "below 1")
+        runs = self.device != "cpu" or self.attention in ("auto", "dense")
+        require(runs, "attention", self.attention, "'auto' or 'dense' where device='cpu'")
         parts = self.microbatches
         require(self.batch % parts == 0, "microbatches", parts, f"a divisor of batch={self.batch}")
         heads = self.head_count

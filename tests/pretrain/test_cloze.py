@@ -72,6 +72,18 @@ def test_paragraphs_outside_the_length_limits_have_no_questions(paragraph):
     assert made(paragraph, 5) == []
 
 
+def test_phrases_are_found_once_each_under_their_own_question_word():
+    sentence = (
+        "It grew faster in the concrete than in the early years of war on February 25, and in "
+        "June 1999 the water supply was cut by 30 men."
+    )
+    found = [(word, sentence[start:end]) for word, start, end in candidates(sentence)]
+    assert found == [
+        ("when", "February 25"), ("when", "June 1999"), ("how many", "30"),
+        ("what", "early years"), ("what", "water supply"),
+    ]  # fmt: skip
+
+
 def test_a_sentence_without_a_phrase_has_no_question():
     assert candidates("Nothing here stands out at all.") == []
 

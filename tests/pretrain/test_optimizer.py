@@ -144,6 +144,11 @@ def test_an_impossible_recipe_is_refused_by_its_field(field, value):
         ReaderConfig(**{field: value})
 
 
+def test_kernels_of_a_gpu_are_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="attention='flex': expected 'auto' or 'dense' where"):
+        ReaderConfig(attention="flex", device="cpu")
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_parameters_are_counted_before_a_model_is_built(tied):
     shape = SMALL._replace(tied=tied)
