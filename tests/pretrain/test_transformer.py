@@ -68,6 +68,7 @@ def test_no_token_reads_another_document_or_a_later_token():
             assert differs.tolist() == [place <= i < end for i in range(12)]
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
 def test_flex_attention_reads_the_same_documents():
     model, ids = sharp(), rows(2, 128)
