@@ -142,12 +142,12 @@ class Training:
         )
 
     def save(self, path: Path) -> None:
+        """Write a checkpoint; call it after a reading, when all sums are zero."""
         state = {
             "identity": self.identity,
             "step": self.step,
             "seconds": self.seconds,
             "curve": self.curve,
-            "sums": self.sums,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
@@ -170,7 +170,6 @@ class Training:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
-        self.sums = state["sums"]
 
 
 def train(training: Training, path: Path) -> bool:

@@ -168,6 +168,27 @@ def test_a_checkpoint_of_another_recipe_is_refused(training, tmp_path):
         training().load(path)
 
 
+def test_a_checkpoint_with_anything_but_plain_values_is_refused(training, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"identity": training().identity, "step": Path("code")}, path)
+    with pytest.raises(store.RecordError, match="truncated or malformed"):
+        training().load(path)
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint(training, tmp_path, monkeypatch):
+    path, state = tmp_path / "checkpoint.pt", training()
+    state.save(path)
+
+    def fail(_, target):
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        state.save(path)
+    training().load(path)
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -316,7 +337,10 @@ def test_scores_are_those_of_the_studys_evaluation(paths, tmp_path, monkeypatch)
 
     def evaluate(lm, encoded, condition, table, config):
         assert table is None and config.max_prompt_tokens == 512 - reader_scores.ANSWER_TOKENS
-        right = 100.0 if condition == "text" else 0.0
+        texts = lm.tokenizer.batch_decode(encoded.prompts)
+        right = [
+            100.0 * (example["context"] in t) for example, t in zip(examples, texts, strict=True)
+        ]
         columns = {"ended": True, "f1": right, "em": right, "title": encoded.titles}
         return pd.DataFrame(columns, index=range(len(encoded)))
 

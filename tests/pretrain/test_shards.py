@@ -54,6 +54,23 @@ def test_a_planted_test_passage_is_left_out_and_reported(prepared, sources):
     assert PLANTED in others[0].decode(ids_of(others[1]["text"]).ravel())
 
 
+def test_test_questions_and_questions_on_test_passages_are_left_out(sources, prepared, tmp_path):
+    test = squad_rows(Path(sources.held_out[0]))[0]
+    own = "The keeper of the lighthouse kept a garden in Lisbon."
+    planted = [
+        {"context": own, "question": test["question"].upper(), "answer": "Lisbon"},
+        {"context": test["context"], "question": "What is by the river?", "answer": "shop"},
+        {"context": own, "question": "Where was the garden?", "answer": "Lisbon"},
+    ]
+    path = tmp_path / "planted.jsonl"
+    path.write_text("\n".join(map(json.dumps, planted)))
+    config = replace(sources, questions=(*sources.questions, str(path)))
+    counts = prepare(tmp_path / "shards", config)["questions"]
+    before = prepared[1]["questions"]
+    assert counts["shared with held-out"] == before["shared with held-out"] + 2
+    assert counts["kept"] == before["kept"] + 1
+
+
 def test_what_was_read_is_kept_or_has_a_reason(prepared):
     for name in ("paragraphs", "questions"):
         counts = dict(prepared[1][name])
