@@ -8,7 +8,7 @@ Answers are short, long, or mixed: then both kinds take turns, in a row and at t
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +46,18 @@ def examples(index: int, seed: int, answers: str) -> list[dict]:
 def train_tokenizer(
     vocabulary: int, articles: int, seed: int, answers: str = "short"
 ) -> PreTrainedTokenizerFast:
-    """Train byte-level BPE on at most 5,000 articles; begin, end and pad token are distinct."""
+    """Train a tokenizer on at most 5,000 articles of the almanac."""
+    texts = prompt_texts(range(min(TOKENIZER_ARTICLES, articles)), seed, answers)
+    return byte_level_bpe(texts, vocabulary)
+
+
+def byte_level_bpe(
+    texts: Iterable[str], vocabulary: int, length: int = 512
+) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE on texts; begin, end and pad token are distinct.
+
+    `length` is the longest row that the model will read (tokens).
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -56,12 +67,11 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = prompt_texts(range(min(TOKENIZER_ARTICLES, articles)), seed, answers)
     core.train_from_iterator(texts, trainer)
     core.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
     names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, chat_template=CHAT_TEMPLATE, model_max_length=512, **names
+        tokenizer_object=core, chat_template=CHAT_TEMPLATE, model_max_length=length, **names
     )
 
 

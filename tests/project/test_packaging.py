@@ -53,5 +53,7 @@ def test_every_hook_runs_a_tool_of_the_environment():
 def test_the_package_imports_where_it_only_trains():
     absent = ["datasets", "papermill", "snakemake", "nbconvert", "nbformat", "ipykernel", "IPython"]
     code = f"import sys; sys.modules.update(dict.fromkeys({absent}))"
-    code += "; import stage1.pretrain.train, stage1.corpus.data, stage1.study"
+    code += (
+        "; import stage1.pretrain.train, stage1.corpus.data, stage1.study, stage1.pretrain.reader"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
