@@ -55,6 +55,7 @@ def runs(
         ce_first=5 - reached / 20,
         right_first=reached / 100,
         right_later=0.6,
+        tokens=3.0,
     )
 
 
@@ -131,7 +132,9 @@ def tables(
     return {
         "runs_10000x3.csv": full,
         "runs_10000x3.parquet": scores(full),
-        "untrained.csv": by_name("condition", f1=untrained),
+        "untrained.csv": by_name("condition", f1=untrained).assign(
+            right_first=0.05, right_later=0.4
+        ),
         "runs_640x2.csv": runs(dict.fromkeys(f1, 3.0), 640, 2),
         "runs_2500x3.csv": runs({name: value / 2 for name, value in f1.items()}, 2_500),
         "runs_40000x3.csv": runs({name: value + more for name, value in f1.items()}, 40_000),

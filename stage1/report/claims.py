@@ -4,73 +4,26 @@ A rule takes the `Evidence` and returns a `Judgement`. Its docstring says what c
 so other records can turn any verdict that rests on a number.
 """
 
-import enum
-import math
-from collections.abc import Callable
-from typing import NamedTuple
-
-import numpy as np
 import pandas as pd
 from scipy import stats
 
-from stage1.report.evidence import AS_FOUND, Evidence
-from stage1.scoring.comparison import Finding
+from stage1.report.evidence import AS_FOUND, START, Evidence
+from stage1.report.verdicts import (
+    CLAIMS,
+    Judgement,
+    Verdict,
+    adapter_name,
+    agreed,
+    claim,
+    decided,
+    signed,
+)
 
-Truth = bool | np.bool_
 ON_GOLD_ANSWERS = ("option3_teacher_forced", "answer_ce", "distill")
 EXPECTED = {"reconstruction": (0.1, 1.0), "cross_entropy": (2.0, 5.0)}
 """The values that the analysis expects of the two terms."""
-
-
-class Verdict(enum.StrEnum):
-    """What the records say of a claim."""
-
-    CONFIRMED = "confirmed"
-    REFUTED = "refuted"
-    DEPENDS = "depends"
-    OPEN = "open"
-
-
-class Judgement(NamedTuple):
-    verdict: Verdict
-    evidence: str
-    """The numbers that carry the verdict."""
-
-
-Rule = Callable[[Evidence], Judgement]
-CLAIMS: dict[str, tuple[str, Rule]] = {}
-"""Every claim and its rule, by letter."""
-
-
-def claim(letter: str, statement: str) -> Callable[[Rule], Rule]:
-    """Register a rule under the claim that it judges."""
-
-    def register(rule: Rule) -> Rule:
-        CLAIMS[letter] = (statement, rule)
-        return rule
-
-    return register
-
-
-def decided(confirmed: Truth, refuted: Truth) -> Verdict:
-    if confirmed:
-        return Verdict.CONFIRMED
-    return Verdict.REFUTED if refuted else Verdict.DEPENDS
-
-
-def agreed(first: Truth, second: Truth) -> Verdict:
-    """Return the verdict that two readings agree on."""
-    return decided(first and second, not first and not second)
-
-
-def signed(interval: tuple[float, ...]) -> str:
-    """Return the first three numbers, mean, low and high, with their signs."""
-    mean, low, high = interval[:3]
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def adapter_name(adapter: tuple[str, str]) -> str:
-    return ", ".join(adapter)
+LONG_ANSWER = 10
+"""Mean length of answers (tokens) from which they can show an exposure bias."""
 
 
 def with_both_terms(e: Evidence) -> dict[str, pd.DataFrame]:
@@ -84,34 +37,54 @@ def with_both_terms(e: Evidence) -> dict[str, pd.DataFrame]:
 
 @claim("a", "Teacher forcing on answer tokens lets the model cheat")
 def cheating(e: Evidence) -> Judgement:
-    """Confirmed if later answer tokens, read after gold ones, are right 10 points more often."""
-    gaps, parts = [], []
+    """Confirmed if gold answer tokens replace the context, on the best adapter and as found.
+
+    They do if later answer tokens, read after gold ones, are right 10 points more often than
+    without any context, while first tokens are not.
+    """
+    cheats, parts = [], []
+    alone = e.untrained.set_index("condition").loc["question_only"]
     for adapter in (e.adapter, AS_FOUND):
         runs = e.select(e.runs[e.runs["objective"].isin(ON_GOLD_ANSWERS)], adapter=adapter)
         first, later, em = (runs[name].mean() for name in ("right_first", "right_later", "em"))
-        gaps.append(later - first > 0.1)
+        cheats.append(later - alone["right_later"] > 0.1 >= first - alone["right_first"])
         parts.append(
             f"{100 * first:.0f} % of first and {100 * later:.0f} % of later answer tokens are "
             f"right, and {em:.0f} % of free-running answers ({adapter_name(adapter)})"
         )
-    return Judgement(agreed(*gaps), f"After training on gold answers: {'; '.join(parts)}.")
-
-
-@claim("b", "Training and evaluation are mismatched, and that is why F1 is poor")
-def mismatch(e: Evidence) -> Judgement:
-    """Confirmed if generated answers gain more than the margin, refuted if that is excluded."""
-    gain, margin = e.gain("option2_on_policy", "distill"), e.config.equivalence_margin
-    f1 = e.padding.set_index("objective")["f1"]
     return Judgement(
-        decided(gain.low > margin, gain.high < margin),
-        f"Training on generated instead of gold answers, with the same loss, changes F1 by "
-        f"{signed(gain)} points. The analysed objective reaches F1 {f1['as_found']:.1f} as found, "
-        f"{f1['no_labels_on_padding']:.1f} without labels on padding, {f1['no_gap']:.1f} without "
-        f"the gap of padding before the answer, and {f1['no_padding']:.1f} without either.",
+        agreed(*cheats),
+        f"After training on gold answers: {'; '.join(parts)}. Without any context the model gets "
+        f"{100 * alone['right_first']:.0f} % of first and {100 * alone['right_later']:.0f} % of "
+        "later tokens right after gold ones.",
+        "the adapter",
     )
 
 
-@claim("c", "The reconstruction loss is right")
+@claim("b", "Training and evaluation are mismatched, and that is why F1 is poor", with_warmup=True)
+def mismatch(e: Evidence) -> Judgement:
+    """Confirmed if generated answers gain more than the margin, refuted if that is excluded.
+
+    Short answers cannot refute it: few tokens follow an error of the model's own.
+    """
+    gain, margin = e.gain("option2_on_policy", "distill"), e.config.equivalence_margin
+    f1 = e.padding.set_index("objective")["f1"]
+    tokens = e.mean("distill", "tokens")
+    verdict = decided(gain.low > margin, gain.high < margin)
+    if verdict is Verdict.REFUTED and tokens < LONG_ANSWER:
+        verdict = Verdict.DEPENDS
+    return Judgement(
+        verdict,
+        f"Training on generated instead of gold answers, with the same loss, changes F1 by "
+        f"{signed(gain)} points. The answers have {tokens:.1f} tokens on average, too few to test "
+        f"exposure bias. The analysed objective reaches F1 {f1['as_found']:.1f} as found, "
+        f"{f1['no_labels_on_padding']:.1f} without labels on padding, {f1['no_gap']:.1f} without "
+        f"the gap of padding before the answer, and {f1['no_padding']:.1f} without either.",
+        "the length of the answers: not so for short ones",
+    )
+
+
+@claim("c", "The reconstruction loss is right", with_warmup=True)
 def reconstruction_is_right(e: Evidence) -> Judgement:
     """Confirmed if it adds F1 to cross-entropy, refuted if it costs more than the margin."""
     gain = e.gain("option3_teacher_forced", "answer_ce")
@@ -135,7 +108,9 @@ def magnitudes(e: Evidence) -> Judgement:
             text += f", {term} {values.quantile(0.05):.2g} to {values.quantile(0.95):.2g}"
             text += f" ({100 * inside[-1]:.0f} % within {low:g} to {high:g})"
         text += ";"
-    return Judgement(decided(min(inside) >= 0.9, max(inside) <= 0.1), text[:-1] + ".")
+    verdict = decided(min(inside) >= 0.9, max(inside) <= 0.1)
+    verdict = Verdict.DEPENDS if verdict is Verdict.OPEN else verdict
+    return Judgement(verdict, text[:-1] + ".", "the term and the setting")
 
 
 @claim("e", "Cross-entropy dominates and makes reconstruction nearly useless")
@@ -166,10 +141,11 @@ def dominance(e: Evidence) -> Judgement:
         f"{e.mean('option3_teacher_forced', 'fvu'):.2f} and F1 by {signed(gain)} points. The "
         f"weight matters: from a random start, at a small budget, F1 is {one:.1f} at weight 1 and "
         f"{best['f1']:.1f} at {best['reconstruction_weight']:g}.",
+        "which of its two statements is meant",
     )
 
 
-@claim("f", "Option 1: good reconstruction gives good generation")
+@claim("f", "Option 1: good reconstruction gives good generation", with_warmup=True)
 def reconstruction_gives_generation(e: Evidence) -> Judgement:
     """Confirmed if F1 and fvu have a rank correlation below -0.8, in option 1 and in all runs."""
     runs = pd.concat([e.runs, e.sizes])
@@ -185,23 +161,28 @@ def reconstruction_gives_generation(e: Evidence) -> Judgement:
         f"reconstruction alone and {across:.2f} over all {len(runs)}. The best reconstruction "
         f"(`{closest}`, fvu {fvu[closest]:.2f}) has F1 {f1[closest]:.1f}; the best F1 (`{best}`, "
         f"{f1[best]:.1f}) has fvu {fvu[best]:.2f}.",
+        "whether runs of option 1 alone are compared or runs of all objectives",
     )
 
 
 @claim("g", "Option 1 needs more training to converge")
 def option1_needs_more(e: Evidence) -> Judgement:
-    """Confirmed if four times the examples gain more than the margin, and more than in option 3."""
-    one, three = "option1_reconstruction", "option3_teacher_forced"
-    gain, other = (e.mean_with_more(name) - e.mean(name) for name in (one, three))
-    reached = e.mean(one) + gain
+    """Confirmed if a reconstruction warm-up before it gains more than the margin.
+
+    That is option 1 with ten times the steps; both have a learning rate of their own.
+    """
+    name, three, w = "option1_reconstruction", "option3_teacher_forced", e.warmed
+    gain, margin = e.warmup_gain(e.adapter, name), e.config.equivalence_margin
+    behind = w.mean(name, adapter=e.adapter) - w.mean(three, adapter=e.adapter)
     return Judgement(
-        agreed(gain > e.config.equivalence_margin, gain > other),
-        f"Four times the examples change its F1 by {gain:+.1f} points to {reached:.1f}, and option "
-        f"3's by {other:+.1f}: {reached - (e.mean(three) + other):+.1f} points against option 3.",
+        decided(gain.low > margin, gain.high < margin),
+        f"{w.runs['warmup_steps'].max():,.0f} more steps, as a warm-up on the whole vocabulary, "
+        f"change its F1 by {signed(gain)} points to {w.mean(name, adapter=e.adapter):.1f}. Even so "
+        f"it stays {-behind:.1f} points behind option 3 with the same warm-up.",
     )
 
 
-@claim("h", "Option 2 as written directly optimises generation")
+@claim("h", "Option 2 as written directly optimises generation", with_warmup=True)
 def prompt_ce_optimises_generation(e: Evidence) -> Judgement:
     """Confirmed if option 2 as written is not worse than option 3 by more than the margin."""
     gain = e.gain("option2_prompt_ce", "option3_teacher_forced")
@@ -213,7 +194,7 @@ def prompt_ce_optimises_generation(e: Evidence) -> Judgement:
     )
 
 
-@claim("i", "Option 2 needs generation in training, is slow and harder to train")
+@claim("i", "Option 2 needs generation in training, is slow and harder to train", with_warmup=True)
 def option2_is_slow_and_hard(e: Evidence) -> Judgement:
     """Confirmed if a step takes 1.5 times one of `distill` and F1 is worse by over the margin."""
     seconds = e.cost.set_index("objective")["seconds"]
@@ -225,18 +206,19 @@ def option2_is_slow_and_hard(e: Evidence) -> Judgement:
         agreed(on_policy > 1.5, gain.high < -e.config.equivalence_margin),
         f"As written it needs no generation: a step takes {as_written:.1f} times one of `distill`. "
         f"On-policy it does: {on_policy:.1f} times, and F1 changes by {signed(gain)} points.",
+        "which is meant: slow, or harder to train",
     )
 
 
-@claim("j", "Option 3 is less rigorous but useful")
+@claim("j", "Option 3 is less rigorous but useful", with_warmup=True)
 def option3_is_useful(e: Evidence) -> Judgement:
     """Confirmed if option 3 is useful and its teacher-forced reading is a poor guide to F1.
 
-    Useful: not found `different` from the best on the test questions. A poor guide: it ranks
-    adapters as free-running F1 does with a rank correlation below 0.9.
+    Useful: the best on the test questions, or found within the margin of it. A poor guide: it
+    ranks adapters as free-running F1 does with a rank correlation below 0.9.
     """
     name, best = "option3_teacher_forced", e.table.iloc[0]["objective"]
-    useful = name == best or e.pair(name, best)["finding"] is not Finding.DIFFERENT
+    useful = e.is_as_good(name, best)
     groups = e.runs.groupby(["objective", "initialisation", "output_scaling"])
     means = groups[["ce_first", "f1"]].mean()
     rank = -stats.spearmanr(means["ce_first"], means["f1"]).statistic
@@ -246,6 +228,7 @@ def option3_is_useful(e: Evidence) -> Judgement:
         f"Its three readings are fvu {fvu:.2f}, teacher-forced cross-entropy of the first token "
         f"{ce:.2f} nats, and F1 {f1:.1f}. Over {len(means)} objectives and adapters the second "
         f"ranks them as F1 does with a rank correlation of {rank:.2f}.",
+        "which is meant: less rigorous, or useful",
     )
 
 
@@ -256,7 +239,7 @@ def shadowing(e: Evidence) -> Judgement:
     return Judgement(Verdict.CONFIRMED, text)
 
 
-@claim("l", "The success threshold may be too high")
+@claim("l", "The success threshold may be too high", with_warmup=True)
 def threshold_too_high(e: Evidence) -> Judgement:
     """Confirmed if nothing reaches the target, neither in points nor as a share of the ceiling."""
     config, top = e.config, e.table.iloc[0]
@@ -267,6 +250,7 @@ def threshold_too_high(e: Evidence) -> Judgement:
         f"{top['retention']:.1f} %. The target is {config.target_f1:g} points, or {share:.1f} % of "
         f"the way from this floor to the baseline of {config.baseline_f1:g}. Verdict: "
         f"{top['verdict']}.",
+        "whether F1 points or retention is compared",
     )
 
 
@@ -280,15 +264,17 @@ def data_explains(e: Evidence) -> Judgement:
         high = e.mean(objective, adapter=adapter)
         met.append(bool(high >= e.config.target_f1))
         parts.append(f"`{objective}` ({adapter_name(adapter)}) from {low:.1f} to {high:.1f}")
-    random = e.runs[e.runs["initialisation"] == "random"].groupby("objective")["f1"].mean()
+    random = e.runs[e.runs["initialisation"] == "random"]
+    best = random.groupby([*START, "objective"])["f1"].mean().groupby(START).max()
+    reached = [f"{adapter_name(adapter)} {f1:.1f}" for adapter, f1 in best.items()]
     option3 = e.mean("option3_teacher_forced", adapter=AS_FOUND)
     more = e.mean_with_more("option3_teacher_forced", AS_FOUND)
     return Judgement(
         agreed(*met),
-        f"Going from 640 x 2 to 10,000 x 3 takes F1 of {' and of '.join(parts)}. From a random "
-        f"start no objective exceeds {math.ceil(random.max())} on average at 10,000 x 3; four "
-        f"times the examples take option 3 on the adapter as found from {option3:.1f} to "
-        f"{more:.1f}.",
+        f"Going from 640 x 2 to 10,000 x 3 takes F1 of {' and of '.join(parts)}. The best "
+        f"objective on a random start reaches: {'; '.join(reached)}. Four times the examples take "
+        f"option 3 on the adapter as found from {option3:.1f} to {more:.1f}.",
+        "objective and adapter",
     )
 
 
@@ -320,11 +306,21 @@ def batch_size(e: Evidence) -> Judgement:
         agreed(as_found >= 96, now >= 96),
         f"At the shape of Llama-3.1-8B, 90 % of 85 GB hold {as_found} examples of the step as "
         f"found, and {now} of a step that freezes the language model, packs examples without "
-        "padding and computes logits at supervised tokens only.",
+        "padding and computes logits at supervised tokens only. The analysed run spread its batch "
+        "of 64 over four GPUs (docs/original.md).",
+        "the step: as found, or this project's, on one GPU",
     )
 
 
 def table(evidence: Evidence) -> pd.DataFrame:
-    """Return one row per claim: letter, claim, verdict, and the numbers that carry it."""
-    rows = [(letter, claim, *rule(evidence)) for letter, (claim, rule) in CLAIMS.items()]
-    return pd.DataFrame(rows, columns=["", "claim", "verdict", "evidence"])
+    """Return one row per claim: letter, claim, verdicts, and the numbers behind the first.
+
+    The first verdict is that of the analysis's own setting, without a warm-up. The second, for
+    claims on the trained objectives, is that of the runs with one.
+    """
+    rows = []
+    for letter, (statement, rule, with_warmup) in CLAIMS.items():
+        found = rule(evidence)
+        warmed = str(rule(evidence.warmed)) if with_warmup else "–"
+        rows.append((letter, statement, str(found), warmed, found.evidence))
+    return pd.DataFrame(rows, columns=["", "claim", "verdict", "after a warm-up", "evidence"])

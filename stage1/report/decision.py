@@ -4,8 +4,8 @@ No winner is named in advance.
 """
 
 from stage1.names import FIXES, OBJECTIVES
-from stage1.report.claims import adapter_name, signed
 from stage1.report.evidence import AS_FOUND, START, Evidence
+from stage1.report.verdicts import adapter_name, signed
 from stage1.scoring import criteria
 from stage1.scoring.comparison import Finding
 

@@ -63,17 +63,21 @@ class Evidence:
 
     @cached_property
     def warmed(self) -> "Evidence":
-        """The same questions, asked of the runs with a reconstruction warm-up."""
-        return replace(self, runs=self.warm_runs, scores=self.warm_scores)
+        """The same questions, asked of the runs with a reconstruction warm-up, at one budget."""
+        return replace(
+            self, runs=self.warm_runs, scores=self.warm_scores, sizes=self.sizes.iloc[:0]
+        )
 
-    def warmup_gain(self, adapter: tuple | None = None) -> Difference:
+    def warmup_gain(self, adapter: tuple | None = None, objective: str | None = None) -> Difference:
         """Return the F1 that the warm-up adds to an adapter, by default the best warmed one.
 
-        For the objective recommended with a warm-up; the learning rate is searched for each.
+        For one objective, by default the one recommended with a warm-up. The learning rate is
+        searched with and without it.
         """
         warm, adapter = self.warmed, adapter or self.warmed.adapter
-        one = warm.select(warm.scores, warm.recommended, adapter)
-        other = self.select(self.scores, warm.recommended, adapter)
+        objective = objective or warm.recommended
+        one = warm.select(warm.scores, objective, adapter)
+        other = self.select(self.scores, objective, adapter)
         return comparison.difference(one, other, margin=self.config.equivalence_margin)
 
     @cached_property
@@ -182,6 +186,10 @@ class Evidence:
         """Return the row of `pairs` for two objectives, in either order."""
         return self.pairs[self.pairs[["first", "second"]].isin([one, other]).all(axis=1)].iloc[0]
 
+    def is_as_good(self, name: str, best: str) -> bool:
+        """Return whether an objective is the best one, or found within the margin of it."""
+        return name == best or self.pair(name, best)["finding"] in WITHIN_MARGIN
+
     @cached_property
     def recommended(self) -> str:
         """The cheapest per step of the analysis's fixes that are as good as the best.
@@ -190,10 +198,7 @@ class Evidence:
         questions is found to be within the margin of the best one's.
         """
         top = self.select(self.runs).groupby("objective")["selection_f1"].mean()[FIXES].idxmax()
-        tied = [top]
-        for name in FIXES:
-            if name != top and self.pair(name, top)["finding"] in WITHIN_MARGIN:
-                tied.append(name)
+        tied = [name for name in FIXES if self.is_as_good(name, top)]
         return str(self.cost.set_index("objective").loc[tied, "seconds"].idxmin())
 
     def factor(self, factor: str, first: str, second: str) -> Difference:

@@ -10,16 +10,17 @@ from stage1 import store
 from stage1.config import StudyConfig
 from stage1.names import FIXES, OBJECTIVES
 from stage1.report import claims, decision, evidence
-from stage1.report.claims import Verdict
 from stage1.report.evidence import AS_FOUND, START
+from stage1.report.verdicts import CLAIMS, Verdict
 from stage1.scoring import criteria
 
 CONFIRMED, REFUTED, DEPENDS = Verdict.CONFIRMED, Verdict.REFUTED, Verdict.DEPENDS
+OPEN = Verdict.OPEN
 OPTION3 = "option3_teacher_forced"
 
 
 def verdict(e: evidence.Evidence, letter: str) -> Verdict:
-    return claims.CLAIMS[letter][1](e).verdict
+    return CLAIMS[letter].rule(e).verdict
 
 
 def test_the_best_adapter_is_chosen_on_the_selection_split(e):
@@ -97,15 +98,16 @@ def test_the_criteria_are_those_of_the_config():
 @pytest.mark.parametrize(
     "letter, changes, expected",
     [
-        ("b", {}, REFUTED),
+        ("b", {}, DEPENDS),
         ("b", {"f1": {"option2_on_policy": 80.0}}, CONFIRMED),
-        ("c", {}, DEPENDS),
+        ("c", {}, OPEN),
         ("c", {"f1": {OPTION3: 80.0}}, CONFIRMED),
         ("c", {"f1": {OPTION3: 60.0}}, REFUTED),
         ("d", {}, REFUTED),
         ("e", {}, CONFIRMED),
         ("e", {"f1": {OPTION3: 80.0}}, DEPENDS),
-        ("g", {}, REFUTED),
+        ("g", {}, CONFIRMED),
+        ("g", {"gain": 0.5}, REFUTED),
         ("h", {}, REFUTED),
         ("h", {"f1": {"option2_prompt_ce": 74.0}}, CONFIRMED),
         ("i", {}, CONFIRMED),
@@ -125,17 +127,19 @@ def test_a_verdict_turns_with_the_records(letter, changes, expected):
     assert verdict(made_up.evidence(**changes), letter) is expected
 
 
-def test_more_data_that_helps_one_objective_alone_confirms_that_it_needs_more(e):
-    helped = (e.sizes["train_examples"] == 40_000) & (
-        e.sizes["objective"] == "option1_reconstruction"
-    )
-    sizes = e.sizes.assign(f1=e.sizes["f1"] + 10 * helped)
-    assert verdict(replace(e, sizes=sizes), "g") is CONFIRMED
+def test_long_answers_refute_a_mismatch_that_generated_answers_do_not_mend(e):
+    assert verdict(replace(e, runs=e.runs.assign(tokens=25.0)), "b") is REFUTED
 
 
-@pytest.mark.parametrize("first, expected", [(0.3, CONFIRMED), (0.9, REFUTED)])
-def test_cheating_shows_in_the_later_tokens(e, first, expected):
-    runs = e.runs.assign(right_first=first, right_later=0.9)
+@pytest.mark.parametrize(
+    "first, later, expected",
+    [(0.1, 0.48, REFUTED), (0.1, 0.6, CONFIRMED), (0.9, 0.9, REFUTED)],
+    ids=["as without context", "later tokens alone", "first tokens too"],
+)
+def test_cheating_shows_in_later_tokens_that_are_right_without_the_context_being_read(
+    e, first, later, expected
+):
+    runs = e.runs.assign(right_first=first, right_later=later)
     assert verdict(replace(e, runs=runs), "a") is expected
 
 
@@ -147,16 +151,19 @@ def test_magnitudes_in_the_expected_ranges_are_confirmed(e):
 def test_every_claim_has_a_verdict_with_numbers(e):
     table = claims.table(e)
     assert list(table[""]) == list("abcdefghijklmno")
-    assert set(table["verdict"]) <= set(Verdict)
     for letter, text in zip(table[""], table["evidence"], strict=True):
         assert letter == "k" or any(map(str.isdigit, text)), text
         assert "nan" not in text.lower()
+    for found in (*table["verdict"], *table["after a warm-up"]):
+        assert found in {"confirmed", "refuted", "open", "–"} or found.startswith("depends on "), (
+            found
+        )
 
 
 def test_words_do_not_call_a_lossy_compression_lossless(e):
-    assert "lose nothing" in claims.CLAIMS["n"][1](e).evidence
+    assert "lose nothing" in CLAIMS["n"].rule(e).evidence
     lossy = made_up.evidence(codebook=60.0)
-    assert "lose nothing" not in claims.CLAIMS["n"][1](lossy).evidence
+    assert "lose nothing" not in CLAIMS["n"].rule(lossy).evidence
 
 
 def test_the_ablation_goes_from_the_analysed_code_to_the_best_adapter(e):
