@@ -73,7 +73,7 @@ class StudyConfig:
     test_names: Literal["seen", "unseen"] = of_data("unseen")
     """Almanac only: whether test passages use names of the training passages or held-out ones."""
 
-    selection_names: Literal["seen", "unseen"] = of_data("seen")
+    selection_names: Literal["seen", "unseen"] = of_data("unseen")
     """Almanac only: the same for passages of the selection split."""
 
     answers: Literal["short", "long"] = of_data("short", searched=True)
@@ -180,7 +180,7 @@ class StudyConfig:
     warmup: float = of_training(0.05, allowed=SHARE)
     """Share of the steps with a linearly growing learning rate; a cosine to zero follows."""
 
-    warmup_steps: int = of_training(0, allowed=ZERO, recorded=True, own=True)
+    warmup_steps: int = of_training(5_000, allowed=ZERO, recorded=True, own=True)
     """Steps of the reconstruction warm-up, on the vocabulary table, before the objective."""
 
     warmup_rate: float = of_training(3.0e-2, allowed=POSITIVE, own=True)

@@ -73,6 +73,7 @@ def tiny_config(tiny_folder) -> StudyConfig:
         batch_size=8,
         learning_rate=1.0e-2,
         objective="answer_ce",
+        warmup_steps=0,
     )
 
 

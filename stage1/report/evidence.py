@@ -87,9 +87,16 @@ class Evidence:
         means = groups[["selection_f1", "f1", "em", "fvu"]].mean().reset_index()
         return means.loc[means["selection_f1"].idxmax()]
 
-    @property
+    @cached_property
     def adapter(self) -> tuple[str, str]:
-        """Initialisation and output scaling of the best adapter."""
+        """Initialisation and output scaling of the best adapter on the selection split.
+
+        The config's own adapter is kept where it is within the margin of the best.
+        """
+        own = self.config.initialisation, self.config.output_scaling
+        reached = self.select(self.runs, adapter=own).groupby("objective")["selection_f1"].mean()
+        if reached.max() > self.best["selection_f1"] - self.config.equivalence_margin:
+            return own
         return self.best["initialisation"], self.best["output_scaling"]
 
     @property

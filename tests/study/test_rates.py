@@ -17,7 +17,8 @@ TRIED = {
     "initialisation": "pca_inverse", "output_scaling": "calibrated", "compressed_width": 24,
     "train_examples": 1_200, "epochs": 1, "batch_size": 8, "seed": 100, "warmup_steps": 0,
 }  # fmt: skip
-OPEN = StudyConfig(objective="answer_ce", train_examples=1_200, epochs=1, batch_size=8)
+SIZES = {"train_examples": 1_200, "epochs": 1, "batch_size": 8}
+OPEN = StudyConfig(objective="answer_ce", warmup_steps=0, **SIZES)
 LONG = {"train_examples": 10_000, "epochs": 3, "batch_size": 64}  # 469 steps, where OPEN has 150
 
 
