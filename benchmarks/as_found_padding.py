@@ -15,8 +15,8 @@ import common
 import pandas as pd
 
 from stage1.config import StudyConfig, load_preset
-from stage1.pretrain.model_card import markdown_table
 from stage1.report import results
+from stage1.scoring.tables import markdown_table
 from stage1.study import sweep
 
 RATES = (3.0e-3, 1.0e-2, 3.0e-2)

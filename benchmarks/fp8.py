@@ -21,7 +21,7 @@ from stage1 import adapter as adapters
 from stage1 import store, study
 from stage1.config import StudyConfig, load_preset
 from stage1.evaluation import evaluate
-from stage1.pretrain.model_card import markdown_table
+from stage1.scoring.tables import markdown_table
 
 ARITHMETIC = ("native", "fp8")
 

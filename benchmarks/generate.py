@@ -37,7 +37,7 @@ from stage1.model import language_model
 from stage1.model.generation import by_length, generate_ids
 from stage1.model.greedy import by_prefix, greedy_ids
 from stage1.model.language_model import FrozenLM
-from stage1.pretrain.model_card import markdown_table
+from stage1.scoring.tables import markdown_table
 
 PLAIN, ONE = "generate, plain batches", "generate, one at a time"
 UNSHARED, SHARED = "greedy, nothing shared", "greedy, sharing"

@@ -17,7 +17,7 @@ import pandas as pd
 from stage1 import store, study
 from stage1.config import load_preset
 from stage1.names import OBJECTIVES
-from stage1.pretrain.model_card import markdown_table
+from stage1.scoring.tables import markdown_table
 from stage1.training import loop
 from stage1.training.batches import batch_at, steps_per_epoch, token_distribution
 

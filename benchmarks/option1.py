@@ -41,7 +41,7 @@ from stage1.objectives import (
     TokenCounts,
     reconstruction,
 )
-from stage1.pretrain.model_card import markdown_table
+from stage1.scoring.tables import markdown_table
 from stage1.training.loop import Progress, train
 
 PRECISIONS = {"float32": "highest", "tf32": "high"}

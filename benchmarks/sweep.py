@@ -16,7 +16,7 @@ import torch
 
 from stage1 import store
 from stage1.config import StudyConfig, load_preset
-from stage1.pretrain.model_card import markdown_table
+from stage1.scoring.tables import markdown_table
 from stage1.study.sweep import sweep
 
 OBJECTIVES = ("answer_ce", "distill")

@@ -110,6 +110,10 @@ def record_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from stage1 import store
 from stage1.scoring.intervals import Interval
+from stage1.scoring.tables import markdown_table
 
 CARD = """# almanac-lm
 
@@ -38,11 +39,6 @@ The curve, every hundred steps, is `training_curve.csv` (cross-entropy in nats p
 
 This page is written by `stage1.pretrain.model_card` from `training.json` and `training_curve.csv`.
 """  # noqa: E501
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def score_table(record: dict) -> str:

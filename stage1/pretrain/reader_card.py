@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from stage1 import store
-from stage1.pretrain.model_card import markdown_table, score_table
+from stage1.pretrain.model_card import score_table
+from stage1.scoring.tables import markdown_table
 
 CARD = """# {name}
 

@@ -131,3 +131,20 @@ def recommendation(evidence: Evidence) -> list[str]:
         f"something else on every model: {config.target_f1:g} of {config.baseline_f1:g} there is "
         f"{e.target_here:.1f} here.",
     ]
+
+
+def of_run(record: dict) -> str:
+    """Say which objective of a run is the best, or that it names none.
+
+    `record` has the run's `table` of conditions, `leaders`, `seeds` and `verdict`.
+    """
+    f1 = {row["condition"]: row["f1"] for row in record["table"]}
+    top, *others = record["leaders"]
+    if not others:
+        return f"The best objective of this run is `{top}`, F1 {f1[top]:.1f}: {record['verdict']}."
+    seeds = "one seed" if record["seeds"] == 1 else f"{record['seeds']} seeds"
+    named = ", ".join(f"`{name}` ({f1[name]:.1f})" for name in others)
+    return (
+        f"This run names no winner. With {seeds} at its budget, `{top}` (F1 {f1[top]:.1f}) cannot "
+        f"be told apart from {named}."
+    )

@@ -107,6 +107,21 @@ def budgets(runs: pd.DataFrame, ceiling: float) -> Figure:
     return figure
 
 
+def ratios(table: pd.DataFrame, ceiling: float) -> Figure:
+    """Plot F1 against the compression ratio D/K (column `ratio`), one line per other column."""
+    figure, (axis,) = panels(1, width=7.5, height=3.6)
+    for name in table.columns.drop(["ratio", "K"]):
+        filled = name in names.OBJECTIVES
+        look = {"color": plots.colour(name), "linestyle": "-" if filled else ":", "label": name}
+        axis.plot(table["ratio"], table[name], marker="o", linewidth=1.2, markersize=4, **look)
+    plots.ceiling_line(axis, ceiling)
+    axis.set(xscale="log", xlabel="compression ratio D/K", ylabel=F1, ylim=(-3, 103))
+    axis.set_xticks(table["ratio"], [f"{ratio}x" for ratio in table["ratio"]])
+    axis.minorticks_off()
+    legend_below(figure, [axis], columns=3)
+    return figure
+
+
 def readings(gradients: pd.DataFrame) -> Figure:
     """Plot the readings of each loss term over training, one column per `setting`.
 

@@ -1,6 +1,6 @@
 """Scores of answers, their intervals and differences, and criteria of success. Needs no torch."""
 
-from stage1.scoring.comparison import Finding, contrast, difference, interval, pairs
+from stage1.scoring.comparison import Finding, contrast, difference, interval, leaders, pairs
 from stage1.scoring.criteria import (
     Verdict,
     joint_verdict,
@@ -16,6 +16,7 @@ from stage1.scoring.tables import condition_table, over_seeds, retention, summar
 
 __all__ = [
     "Finding", "Interval", "Verdict", "condition_table", "contrast", "difference", "exact_match",
-    "f1", "interval", "joint_verdict", "mean_interval", "over_seeds", "pairs", "retention",
+    "f1", "interval", "joint_verdict", "leaders", "mean_interval", "over_seeds", "pairs",
+    "retention",
     "retention_thresholds", "run_verdict", "summary", "thresholds", "verdict", "verdict_over",
 ]  # fmt: skip

@@ -149,6 +149,21 @@ def pairs(scores: pd.DataFrame, by: str, metric: str = "f1", margin: float = 2.0
     return table
 
 
+def leaders(scores: pd.DataFrame, by: str, metric: str = "f1", margin: float = 2.0) -> list[str]:
+    """Return the level of `by` with the highest score, and after it all that may be as good.
+
+    Those are the levels not found to be different from it. With one seed nothing can be told
+    apart, since seeds differ too: all levels are returned, the highest first.
+    """
+    means = scores.groupby(by, sort=False, observed=True)[metric].mean()
+    ordered = list(means.sort_values(ascending=False).index)
+    if scores["seed"].nunique() < 2 or len(ordered) < 2:
+        return ordered
+    table = pairs(scores, by, metric, margin)
+    of_top = table[table["first"] == ordered[0]].set_index("second")["finding"]
+    return ordered[:1] + [name for name in ordered[1:] if of_top.get(name) is not Finding.DIFFERENT]
+
+
 def contrast(
     scores: pd.DataFrame,
     factor: str,

@@ -65,3 +65,9 @@ def condition_table(
     floor, ceiling = table.loc[FLOORS, "f1"].max(), table.loc["embeddings", "f1"]
     table.insert(6, "retention", [retention(f1, ceiling, floor) for f1 in table["f1"]])
     return table.join(pd.DataFrame(rebuilt).T).rename_axis("condition").reset_index()
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a table in Markdown, its cells as `str` writes them."""
+    rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import math
 import re
 import shutil
 
@@ -14,8 +13,8 @@ from stage1 import names, store
 from stage1.config import StudyConfig, load_preset
 from stage1.model.language_model import SHIPPED
 from stage1.pretrain import model_card
-from stage1.pretrain.model_card import markdown_table
-from stage1.report import claims, decision, evidence, results
+from stage1.report import documents, evidence
+from stage1.scoring.tables import markdown_table
 from stage1.store import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -49,45 +48,22 @@ def benchmark(name: str, **options) -> pd.DataFrame:
 # ---------------------------------------------------------------- README and analysis
 
 
-def test_the_readme_gives_the_answer_and_the_table_of_the_records(full):
-    check_shown("README.md", *decision.answer(full), full.warmed.headline)
+@pytest.mark.parametrize("page", documents.PAGES)
+def test_the_blocks_of_a_page_are_those_the_records_give(page):
+    text = (ROOT / page).read_text()
+    assert len(documents.BLOCK.findall(text)) >= 2
+    assert documents.written(text, documents.load()) == text, "python -m stage1.report.documents"
+
+
+def test_every_block_has_a_place():
+    found = [documents.BLOCK.findall((ROOT / page).read_text()) for page in documents.PAGES]
+    assert sorted(name for names in found for _, name, _ in names) == sorted(documents.BLOCKS)
 
 
 def test_the_readme_maps_every_package():
     readme = (ROOT / "README.md").read_text()
     for path in ROOT.glob("stage1/*/__init__.py"):
         assert f"    stage1/{path.parent.name}/ " in readme
-
-
-def untrained_sentence(full: evidence.Evidence) -> str:
-    f1 = full.untrained.set_index("condition")["f1"]
-    return (
-        f"Without any training, F1 is {f1['embeddings']:.1f} from the original embeddings, "
-        f"{f1['codebook']:.1f} by lookup, {f1['pca_inverse']:.1f} by the PCA inverse and "
-        f"{f1['question_only']:.1f} from the question without its context"
-    )
-
-
-def factor_effects(full: evidence.Evidence) -> str:
-    start = full.factor("initialisation", "pca_inverse", "random")
-    scaling = full.factor("output_scaling", "calibrated", "unit_rms")
-    answers = full.factor("objective", "distill", "option2_on_policy")
-    return (
-        f"PCA inverse instead of a random start {start}, calibrated instead of unit RMS output "
-        f"{scaling}, gold instead of generated answers {answers}"
-    )
-
-
-def test_the_analysis_page_shows_the_records(full):
-    budget = results.budget_table(full.runs, full.untrained)
-    verdicts = claims.table(full).drop(columns="evidence")
-    check_shown("docs/analysis.md", verdicts, results.headline(budget), full.padding)
-    check_shown("docs/analysis.md", untrained_sentence(full), factor_effects(full))
-    warm = full.warmed
-    warm_budget = results.headline(results.budget_table(warm.runs, warm.untrained))
-    check_shown("docs/analysis.md", warm_budget, factor_effects(warm))
-    small = full.sizes[full.sizes["train_examples"] == 640].groupby(results.ADAPTER)["f1"].mean()
-    check_shown("docs/analysis.md", f"no objective exceeds {math.ceil(small.max())} on average")
 
 
 def test_the_headline_follows_from_the_committed_scores_of_every_answer(full):

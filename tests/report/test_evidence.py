@@ -30,6 +30,15 @@ def test_the_best_adapter_is_chosen_on_the_selection_split(e):
     assert replace(e, runs=runs).adapter == AS_FOUND, "whatever its F1 on the test questions"
 
 
+def test_the_configs_own_adapter_is_kept_where_it_is_within_the_margin(e):
+    as_found = (e.runs[START] == list(AS_FOUND)).all(axis=1)
+    top = e.select(e.runs)["selection_f1"].max()
+    runs = e.runs.assign(selection_f1=e.runs["selection_f1"].mask(as_found, top + 1.0))
+    assert replace(e, runs=runs).adapter == ("pca_inverse", "calibrated")
+    config = StudyConfig(initialisation="random", output_scaling="unit_rms")
+    assert replace(e, runs=runs, config=config).adapter == AS_FOUND
+
+
 def test_the_table_holds_the_runs_of_the_best_adapter(e):
     table = e.table.set_index("objective")
     assert table["f1"].is_monotonic_decreasing and set(table.index) == set(OBJECTIVES)
@@ -199,3 +208,12 @@ def test_the_records_are_read_from_their_files(e, tmp_path, monkeypatch):
     message = r"weights\.csv: no such table; `python -m stage1\.study\.sweep` makes it"
     with pytest.raises(store.RecordError, match=message):
         evidence.load(StudyConfig(), **arguments)
+
+
+def test_a_run_with_one_seed_names_no_winner():
+    table = [{"condition": "distill", "f1": 40.0}, {"condition": OPTION3, "f1": 42.0}]
+    record = {"table": table, "leaders": [OPTION3, "distill"], "seeds": 1, "verdict": "failure"}
+    words = decision.of_run(record)
+    assert "names no winner" in words and "one seed" in words and "`distill` (40.0)" in words
+    alone = decision.of_run(record | {"leaders": [OPTION3], "seeds": 3})
+    assert alone == f"The best objective of this run is `{OPTION3}`, F1 42.0: failure."

@@ -50,6 +50,15 @@ def test_budgets_stand_at_the_examples_seen(e):
     assert budgets == {(1_280, 7_500, 30_000, 120_000)}
 
 
+def test_ratios_have_a_line_per_condition_and_dots_where_nothing_is_trained():
+    table = {"ratio": [2, 8], "K": [96, 24], "distill": [99.0, 90.0], "codebook": [99.0, 99.0]}
+    (axis,) = report_plots.ratios(pd.DataFrame(table), 99.3).axes
+    lines = {line.get_label(): line for line in axis.lines}
+    assert lines["distill"].get_xydata().tolist() == [[2, 99.0], [8, 90.0]]
+    assert (lines["distill"].get_linestyle(), lines["codebook"].get_linestyle()) == ("-", ":")
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["2x", "8x"]
+
+
 def test_readings_have_a_column_per_setting_and_both_terms(e):
     figure = report_plots.readings(e.gradients.assign(setting=e.gradients["objective"]))
     assert len(figure.axes) == 5 * 2

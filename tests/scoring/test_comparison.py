@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage1.scoring.comparison import Finding, contrast, difference, holm, interval, pairs
+from stage1.scoring.comparison import (
+    Finding,
+    contrast,
+    difference,
+    holm,
+    interval,
+    leaders,
+    pairs,
+)
 from stage1.scoring.crossed import SMALLEST_P, Estimate
 from stage1.scoring.intervals import Interval, mean_interval
 
@@ -462,3 +470,18 @@ def test_levels_with_different_examples_are_not_compared(level):
     reason = "initialisation: 'pca_inverse' and 'random': the two were not scored"
     with pytest.raises(ValueError, match=reason):
         contrast(scores, "initialisation", *STARTS)
+
+
+def test_leaders_are_the_best_level_and_all_not_found_different_from_it():
+    one = table(drawn())
+    shifts = {"low": -30.0, "high": 0.0, "close": -0.1}
+    scores = pd.concat([one.assign(f1=one["f1"] + x, name=name) for name, x in shifts.items()])
+    assert leaders(scores, "name") == ["high", "close"]
+    assert leaders(scores[scores["name"] != "close"], "name") == ["high"]
+
+
+def test_with_one_seed_every_level_may_be_the_best():
+    one = table(drawn(seeds=1))
+    shifts = {"low": -30.0, "high": 0.0}
+    scores = pd.concat([one.assign(f1=one["f1"] + x, name=name) for name, x in shifts.items()])
+    assert leaders(scores, "name") == ["high", "low"]

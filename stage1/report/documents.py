@@ -1,0 +1,156 @@
+"""Blocks of README and docs that are written from the committed records.
+
+    python -m stage1.report.documents     # rewrites every block between its two markers
+
+A block stands between `<!-- records: NAME -->` and `<!-- end -->`. Prose around it is free.
+"""
+
+import re
+import textwrap
+from collections.abc import Callable
+
+import pandas as pd
+
+from stage1 import store
+from stage1.config import load_preset
+from stage1.report import claims, controls, decision, evidence, results
+from stage1.report.controls import Controls
+from stage1.scoring.tables import markdown_table
+
+PAGES = ("README.md", "docs/analysis.md")
+BLOCK = re.compile(r"(<!-- records: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+WIDTH = 110
+BLOCKS: dict[str, Callable[[Controls], str]] = {}
+"""What every block holds, by name."""
+
+
+def block(function: Callable[[Controls], str]) -> Callable[[Controls], str]:
+    BLOCKS[function.__name__] = function
+    return function
+
+
+def paragraphs(texts: list[str]) -> str:
+    fill = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False).fill
+    return "\n\n".join(map(fill, texts))
+
+
+@block
+def answer(c: Controls) -> str:
+    return paragraphs([*decision.answer(c.evidence), *decision.beyond(c)])
+
+
+@block
+def headline(c: Controls) -> str:
+    return markdown_table(c.evidence.warmed.headline)
+
+
+@block
+def verdicts(c: Controls) -> str:
+    return markdown_table(claims.table(c.evidence).drop(columns="evidence"))
+
+
+@block
+def with_warmup(c: Controls) -> str:
+    w = c.evidence.warmed
+    table = results.headline(results.budget_table(w.runs, w.untrained))
+    return f"{markdown_table(table)}\n\n{paragraphs([effects(w)])}"
+
+
+@block
+def without_warmup(c: Controls) -> str:
+    e = c.evidence
+    table = results.headline(results.budget_table(e.runs, e.untrained))
+    f1 = e.untrained.set_index("condition")["f1"]
+    untrained = (
+        f"Without any training, F1 is {f1['embeddings']:.1f} from the original embeddings, "
+        f"{f1['codebook']:.1f} by lookup, {f1['pca_inverse']:.1f} by the PCA inverse and "
+        f"{f1['question_only']:.1f} from the question without its context "
+        "(`records/full/untrained.csv`, computed on a CPU)."
+    )
+    return f"{markdown_table(table)}\n\n{paragraphs([untrained, effects(e)])}"
+
+
+def effects(e: evidence.Evidence) -> str:
+    """Say what three factors are worth."""
+    start = e.factor("initialisation", "pca_inverse", "random")
+    scaling = e.factor("output_scaling", "calibrated", "unit_rms")
+    answers = e.factor("objective", "distill", "option2_on_policy")
+    return (
+        "Effects in F1 points, over the two objectives that differ only in their training answers "
+        f"(`distill` and `option2_on_policy`): PCA inverse instead of a random start {start}, "
+        f"calibrated instead of unit RMS output {scaling}, gold instead of generated answers "
+        f"{answers}."
+    )
+
+
+@block
+def lengths(c: Controls) -> str:
+    return markdown_table(c.lengths())
+
+
+@block
+def schedules(_: Controls) -> str:
+    """The best of the learning rates tried, by schedule of the warm-up."""
+    table = results.committed("full", "warmup_schedules.csv")
+    table = table[table["objective"] == "answer_ce"]
+    by = ["warmup_uniform", "warmup_rate", "warmup_steps"]
+    best = table.groupby(by)["selection_f1"].max().round(1).reset_index().astype(object)
+    best["warmup_steps"] = best["warmup_steps"].map("{:,}".format)
+    return markdown_table(
+        best.set_axis(["uniform share m", "rate", "steps", "selection F1"], axis=1)
+    )
+
+
+@block
+def language_models(c: Controls) -> str:
+    return markdown_table(c.language_models().round({"ceiling": 1}))
+
+
+@block
+def ratios(c: Controls) -> str:
+    return markdown_table(c.ratios().astype(object))
+
+
+@block
+def baselines(c: Controls) -> str:
+    return markdown_table(c.baselines())
+
+
+@block
+def padding(c: Controls) -> str:
+    return markdown_table(c.evidence.padding)
+
+
+@block
+def small_budget(c: Controls) -> str:
+    sizes: pd.DataFrame = c.evidence.sizes
+    small = sizes[sizes["train_examples"] == sizes["train_examples"].min()]
+    highest = small.groupby(results.ADAPTER)["f1"].mean().max()
+    return paragraphs(
+        [
+            "With 640 questions x 2 epochs and learning rates of its own, no objective exceeds F1 "
+            f"{highest:.1f} on average, neither on the best adapter nor on the adapter as found "
+            "(`records/full/runs_640x2.csv`, without a warm-up)."
+        ]
+    )
+
+
+def written(text: str, c: Controls) -> str:
+    """Return a page's text with every block written anew. Raises KeyError for an unknown block."""
+    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]](c)}\n{match[3]}", text)
+
+
+def load() -> Controls:
+    return controls.load(evidence.load(load_preset("full")))
+
+
+def main() -> None:
+    c = load()
+    for name in PAGES:
+        page = store.ROOT / name
+        text = written(page.read_text("utf-8"), c)
+        store.write_text(page, text)
+
+
+if __name__ == "__main__":
+    main()
