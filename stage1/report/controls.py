@@ -52,9 +52,10 @@ class Controls:
         Mean and standard deviation over seeds, on the best adapter and on the one as found.
         """
         e, columns = self.evidence, {}
+        levels = {0: e.runs}
+        levels |= {int(r["warmup_steps"].max()): r for r in (self.short_runs, e.warm_runs)}
         for adapter in (e.warmed.adapter, AS_FOUND):
-            for runs in (e.runs, self.short_runs, e.warm_runs):
-                steps = int(runs["warmup_steps"].max())
+            for steps, runs in levels.items():
                 groups = e.select(runs, adapter=adapter).groupby("objective")["f1"]
                 cells = groups.mean().map("{:.1f} ± ".format) + groups.std().map("{:.1f}".format)
                 columns[f"{', '.join(adapter)}: {steps:,} steps"] = cells
