@@ -7,6 +7,7 @@ import pandas as pd
 
 from stage1.config import StudyConfig
 from stage1.names import OBJECTIVES
+from stage1.report.controls import BASELINES, USUAL, Controls
 from stage1.report.evidence import Evidence
 
 INITIALISATIONS, SCALINGS = ("pca_inverse", "random"), ("calibrated", "unit_rms")
@@ -56,6 +57,8 @@ def runs(
         right_first=reached / 100,
         right_later=0.6,
         tokens=3.0,
+        language_model="shipped",
+        compressed_width=24,
     )
 
 
@@ -70,7 +73,7 @@ def scores(table: pd.DataFrame, articles: int = 12, questions: int = 3) -> pd.Da
             "noise": noise - noise.mean(),
         }
     )
-    run = ["objective", "initialisation", "output_scaling", "seed", "f1", "em"]
+    run = ["objective", "initialisation", "output_scaling", "seed", "f1", "em", "language_model"]
     answers = table[run].merge(asked, how="cross")
     return answers.assign(f1=answers["f1"] + answers["noise"]).drop(columns="noise")
 
@@ -156,6 +159,36 @@ def tables(
     }
 
 
+def control_tables(changes: dict) -> dict[str, pd.DataFrame]:
+    """Return every table that `controls.load` reads, by file name, in the order of `Controls`."""
+    files = tables(**changes)
+    warm, untrained = files["runs_warmup.csv"], files["untrained.csv"]
+    other = warm.assign(language_model="other", f1=warm["f1"] - 5)
+    return {
+        "runs_warmup_471.csv": warm.assign(warmup_steps=471, f1=warm["f1"] - 1),
+        "runs_models.csv": other,
+        "runs_models.parquet": scores(other),
+        "untrained_models.csv": untrained.assign(language_model="other"),
+        "trials.csv": trials(),
+        "untrained_ratios.csv": pd.concat(
+            untrained.assign(compressed_width=K) for K in (96, 48, 12, 6)
+        ),
+    }
+
+
+def trials() -> pd.DataFrame:
+    """Return two learning rates of every baseline and width; the higher one is better by 1."""
+    widths = [{"compressed_width": K, "warmup_steps": 5_000} for K in (96, 48, 12, 6)]
+    settings = [USUAL | fields for fields in (*BASELINES.values(), *widths)]
+    rows = pd.DataFrame(settings).merge(
+        product(objective=OBJECTIVES, learning_rate=(1.0e-3, 3.0e-3)), how="cross"
+    )
+    trained = (rows["projection"] == "trained").astype(float)
+    f1 = rows["compressed_width"] / 4 + 1_000 * rows["learning_rate"] / 2 + 20 * trained
+    about = {"language_model": "shipped", "initialisation": "pca_inverse"}
+    return rows.assign(**about, output_scaling="calibrated", selection_f1=f1)
+
+
 def by_name(label: str, **columns: dict[str, float]) -> pd.DataFrame:
     """Return dicts as columns, with their keys in a column `label`."""
     return pd.DataFrame(columns).rename_axis(label).reset_index()
@@ -170,10 +203,15 @@ def evidence(config: StudyConfig | None = None, **changes) -> Evidence:
     return Evidence(config or StudyConfig(), runs, answers, untrained, sizes, *others)
 
 
+def controls(**changes) -> Controls:
+    """Return the tables around the headline as `controls.load` would read them from files."""
+    return Controls(evidence(**changes), *control_tables(changes).values())
+
+
 def write(folder: Path, **changes) -> Path:
     """Write the tables as files in `<folder>/full`."""
     (folder / "full").mkdir(parents=True, exist_ok=True)
-    for name, table in tables(**changes).items():
+    for name, table in (tables(**changes) | control_tables(changes)).items():
         path = folder / "full" / name
         if path.suffix == ".csv":
             table.to_csv(path, index=False)
