@@ -1,12 +1,13 @@
 # Every target sets up the environment in .venv first. Options of `make report`: PRESET=smoke runs another preset,
-# PROCESSES=2 trains each adapter on two GPUs, PROFILE=profiles/slurm submits the jobs to a cluster.
+# PRESET=my.yaml one of your own, PROCESSES=2 trains each adapter on two GPUs, PROFILE=profiles/slurm submits the jobs
+# to a cluster.
 PRESET ?= quick
 CORES ?= 2
 PYTHON ?= python3
 BIN := .venv/bin
 HERE = --cores $(CORES) --resources gpu=$$($(BIN)/python -m stage1.machine.gpus)
 SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" snakemake $(if $(PROFILE),--profile $(PROFILE),$(HERE)) \
-	--nolock --rerun-incomplete --quiet progress
+	--nolock --rerun-incomplete --quiet host
 # One file, one worker, in the order of collection: tests of a file share what they prepare, and slow files come first.
 PYTEST = $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -19,7 +20,7 @@ env: .venv/made
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]' && touch $@
 
 report: env
-	$(SNAKEMAKE) --config preset=$(PRESET) $(if $(PROCESSES),processes=$(PROCESSES))
+	@$(SNAKEMAKE) --config preset=$(PRESET) $(if $(PROCESSES),processes=$(PROCESSES))
 
 test: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(PYTEST)
@@ -34,4 +35,4 @@ full: env
 	cp runs/full/figures/* figures/
 
 clean:
-	rm -rf .venv runs .snakemake *.egg-info .ruff_cache .mypy_cache
+	rm -rf .venv runs build .snakemake *.egg-info .ruff_cache .mypy_cache

@@ -10,11 +10,14 @@
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
-from stage1.config import load_preset
+from stage1 import store
+from stage1.config import load_preset, preset_path
 from stage1.machine import gpus
 from stage1.names import OBJECTIVES
-from stage1.report.dependencies import package_files
+from stage1.report import steps
+from stage1.report.dependencies import from_root, package_files
 
 PRESET = config.get("preset", "quick")
 GIVEN = {name: config[name] for name in ("seeds", "processes") if name in config}
@@ -25,7 +28,11 @@ except (ValueError, TypeError) as error:
 # Options passed on to the notebooks that read all adapters, and to the one that trains them.
 SEEDS = f" -p seeds {config['seeds']}" if "seeds" in config else ""
 PROCESSES = f" -p processes {config['processes']}" if "processes" in config else ""
-RUN, REPORT = f"runs/{PRESET}", f"reports/{PRESET}"
+NAME = store.run_name(STUDY)
+RUN, REPORT = f"runs/{NAME}", f"reports/{NAME}"
+shown = workflow.output_settings
+if workflow.is_main_process and not (shown.dryrun or shown.verbose):
+    steps.attach(logger, Path(RUN), Path(REPORT))
 ADAPTER = RUN + "/adapters/{objective}-seed{seed}"
 ALL = {"objective": list(OBJECTIVES), "seed": list(range(STUDY.seeds))}
 SEPARATE = ["01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_report"]
@@ -50,7 +57,7 @@ def inputs(notebook):
     """Return a step's inputs besides records: its notebook, the preset, the modules it imports, and assets."""
     path = f"notebooks/{notebook}.ipynb"
     assets = sorted(str(asset) for asset in Path("stage1/assets").rglob("*") if asset.is_file())
-    return [path, f"configs/{PRESET}.yaml", *package_files(Path(path)), *assets]
+    return [path, from_root(preset_path(PRESET)), *package_files(Path(path)), *assets]
 
 
 localrules:
@@ -75,7 +82,7 @@ rule data_and_pca:
     resources:
         gpu=gpus.needed("01_data_and_pca", STUDY),
     shell:
-        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET:q} {output.page:q}"
 
 
 rule train_adapter:
@@ -93,7 +100,7 @@ rule train_adapter:
     resources:
         gpu=gpus.needed("02_train_adapter", STUDY),
     shell:
-        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET:q} {output.page:q}"
         " -p objective {wildcards.objective} -p seed {wildcards.seed}{PROCESSES}"
 
 
@@ -111,7 +118,7 @@ rule generation_eval:
     resources:
         gpu=gpus.needed("03_generation_eval", STUDY),
     shell:
-        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}{SEEDS}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET:q} {output.page:q}{SEEDS}"
 
 
 rule loss_magnitude:
@@ -127,7 +134,7 @@ rule loss_magnitude:
     resources:
         gpu=gpus.needed("04_loss_magnitude", STUDY),
     shell:
-        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}{SEEDS}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET:q} {output.page:q}{SEEDS}"
 
 
 rule report:
@@ -141,7 +148,7 @@ rule report:
     log:
         f"{RUN}/notebooks/05_report.ipynb",
     shell:
-        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}"
+        "python -m stage1.report.notebooks {input[0]} {PRESET:q} {output.page:q}"
 
 
 rule index:
@@ -152,4 +159,4 @@ rule index:
     params:
         executed=expand(RUN + "/notebooks/{page}.ipynb", page=[SEPARATE[0], *TRAINED, *SEPARATE[1:]]),
     shell:
-        "python -m stage1.report.pages index {REPORT} {PRESET} {params.executed}"
+        "python -m stage1.report.pages index {REPORT:q} {STUDY.preset:q} {params.executed:q}"

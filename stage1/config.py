@@ -12,7 +12,17 @@ import yaml
 from stage1 import gallery
 from stage1.fields import GROUPS, check, check_type, nearest, option, require
 
-PRESETS = Path(__file__).resolve().parent.parent / "configs"
+PACKAGE = Path(__file__).resolve().parent
+INSTALLED = (PACKAGE / "presets").is_dir()
+"""Whether this is the package of a wheel: it holds what lies beside it in the repository."""
+
+
+def shipped(inside: str, beside: str) -> Path:
+    """Return a folder: `inside` the package if that was installed, else `beside` it."""
+    return PACKAGE / inside if INSTALLED else PACKAGE.parent / beside
+
+
+PRESETS = shipped("presets", "configs")
 of_run, of_data, of_model, of_compression, of_adapter, of_training, of_evaluation, criterion = (
     partial(option, group=group) for group in GROUPS
 )
@@ -313,14 +323,24 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def preset_path(name: str) -> Path:
+    """Return the file of the preset `configs/<name>.yaml`, or of any YAML file by its path.
+
+    Raises ValueError if it does not exist.
+    """
+    is_path = name.endswith((".yaml", ".yml"))
+    path = Path(name).expanduser() if is_path else PRESETS / f"{name}.yaml"
+    allowed = f"one of {', '.join(presets())}, or a YAML file{nearest(name, presets())}"
+    require(path.is_file(), "preset", name, allowed)
+    return path
+
+
 def load_preset(name: str) -> StudyConfig:
     """Load the preset `configs/<name>.yaml`, or any YAML file by its path.
 
     Raises ValueError for an unknown name or a file that is not a mapping of fields.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    allowed = f"one of {', '.join(presets())}, or a YAML file{nearest(name, presets())}"
-    require(path.is_file(), "preset", name, allowed)
+    path = preset_path(name)
     try:
         values = yaml.safe_load(path.read_text("utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

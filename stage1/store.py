@@ -17,11 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 from stage1 import gallery
-from stage1.config import StudyConfig, load_preset, presets
+from stage1.config import INSTALLED, PACKAGE, StudyConfig, load_preset, presets, shipped
 from stage1.fields import names_where
 
-ROOT = Path(__file__).resolve().parent.parent
-ASSETS = Path(__file__).resolve().parent / "assets"
+ROOT = Path.cwd() if INSTALLED else PACKAGE.parent
+"""The repository, or the working directory of an installed package: what is written goes there."""
+ASSETS = PACKAGE / "assets"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "pandas")
 
 
@@ -30,13 +31,13 @@ class RecordError(RuntimeError):
 
 
 def runs_folder() -> Path:
-    """Return $STAGE1_RUNS, or `runs/` in the repository."""
+    """Return $STAGE1_RUNS, or `runs/` in the repository, or `runs/` here if installed."""
     return Path(os.environ.get("STAGE1_RUNS", ROOT / "runs"))
 
 
 def records_folder() -> Path:
     """Return $STAGE1_RECORDS, or `records/` in the repository: committed records of GPU runs."""
-    return Path(os.environ.get("STAGE1_RECORDS", ROOT / "records"))
+    return Path(os.environ.get("STAGE1_RECORDS", shipped("records", "records")))
 
 
 def run_name(config: StudyConfig) -> str:
@@ -180,7 +181,9 @@ def traced(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def git(*arguments: str) -> str:
-    """Return git's output for the repository, or "" outside one."""
+    """Return git's output for the repository, or "" outside one and for an installed package."""
+    if INSTALLED:  # a repository around it would be another one
+        return ""
     try:
         answer = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10

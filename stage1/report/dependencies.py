@@ -28,6 +28,11 @@ def files_of(name: str) -> list[Path]:
     return files
 
 
+def from_root(path: Path) -> str:
+    """Return the path relative to the repository if it lies there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def package_files(notebook: Path) -> list[str]:
     """Return the files that the notebook imports, directly or not, and those that render it.
 
@@ -42,4 +47,4 @@ def package_files(notebook: Path) -> list[str]:
             if path not in files:
                 files.add(path)
                 names += imported(path.read_text("utf-8"))
-    return sorted(str(path.relative_to(ROOT)) for path in files)
+    return sorted(map(from_root, files))

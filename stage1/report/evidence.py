@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stage1 import store
-from stage1.config import StudyConfig
+from stage1.config import StudyConfig, shipped
 from stage1.names import FIXES, FLOORS, OBJECTIVES
 from stage1.report import results
 from stage1.scoring import comparison, criteria
@@ -26,7 +25,7 @@ AS_FOUND = ("random", "unit_rms")
 OTHER_BUDGETS = ("runs_640x2", "runs_2500x3", "runs_40000x3")
 WITHIN_MARGIN = (Finding.EQUIVALENT, Finding.SLIGHTLY_DIFFERENT)
 MEASURED = ("as_found_padding", "objective_cost", "train_step_largest")
-BENCHMARKS = store.ROOT / "benchmarks" / "results"
+BENCHMARKS = shipped("benchmarks", "benchmarks/results")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ the jobs of one machine apart.
 """
 
 import argparse
+import asyncio
 import sys
 from pathlib import Path
 
@@ -17,11 +18,31 @@ import nbformat
 import papermill
 import yaml
 from filelock import FileLock, Timeout
+from jupyter_client import AsyncKernelManager
+from papermill.exceptions import PapermillExecutionError
+from traitlets import default
 
 from stage1 import store
 from stage1.config import load_preset
 from stage1.machine import gpus
 from stage1.report import pages
+
+PAUSE = 0.3
+"""Seconds until an idle kernel has also finished its last reply."""
+
+
+class KernelManager(AsyncKernelManager):
+    """Starts kernels that have nothing to warn about."""
+
+    @default("transport_encryption")
+    def _default_encryption(self) -> str:
+        """Kernels talk over TCP, where other users of the machine could listen."""
+        return "auto"
+
+    async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
+        """Shutting down begins with an interrupt, which a busy kernel reports as an error."""
+        await asyncio.sleep(PAUSE)
+        await super().shutdown_kernel(now=now, restart=restart)
 
 
 class MagicError(RuntimeError):
@@ -67,6 +88,7 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
                 parameters,
                 kernel_name="python3",
                 progress_bar=False,
+                kernel_manager_class=KernelManager,
             )
     finally:
         lock.release()
@@ -82,9 +104,13 @@ def main() -> None:
     pair = ("NAME", "VALUE")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, dest="given")
     arguments = parser.parse_args()
-    executed = store.runs_folder() / arguments.preset / "notebooks" / f"{arguments.page.stem}.ipynb"
+    run = store.runs_folder() / store.run_name(load_preset(arguments.preset))
+    executed = run / "notebooks" / f"{arguments.page.stem}.ipynb"
     given = {name: yaml.safe_load(value) for name, value in arguments.given}
-    execute(arguments.notebook, executed, {"preset": arguments.preset} | given)
+    try:
+        execute(arguments.notebook, executed, {"preset": arguments.preset} | given)
+    except PapermillExecutionError as error:  # its text is the traceback in the kernel
+        raise SystemExit(f"{executed}: a cell failed{error}") from error
     pages.render(executed, arguments.page)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from stage1 import gallery, store
-from stage1.config import StudyConfig
+from stage1.config import StudyConfig, presets
 from stage1.fields import GROUPS, options
 from stage1.names import FLOORS, OBJECTIVES
 from stage1.scoring.tables import retention
@@ -48,10 +48,11 @@ def adapter_records(config: StudyConfig) -> list[dict]:
     for run in planned(config):
         path = store.adapter_folder(run) / "record.json"
         if not path.exists():
+            preset = config.preset if config.preset in presets() else f"{config.preset}.yaml"
             raise store.RecordError(
                 f"{path}: this adapter has not been trained yet; train all of them with "
-                f"`make report PRESET={config.preset}`, or this one with "
-                f"`papermill notebooks/02_train_adapter.ipynb out.ipynb -p preset {config.preset} "
+                f"`make report PRESET={preset}`, or this one with "
+                f"`papermill notebooks/02_train_adapter.ipynb out.ipynb -p preset {preset} "
                 f"-p objective {run.objective} -p seed {run.seed}`"
             )
         records.append(store.read_json(path))

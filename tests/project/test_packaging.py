@@ -1,13 +1,17 @@
 """Pins, licence and version agree; the package imports where it only trains."""
 
+import json
+import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from stage1.config import presets
 from stage1.store import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -57,3 +61,88 @@ def test_the_package_imports_where_it_only_trains():
         "; import stage1.pretrain.train, stage1.corpus.data, stage1.study, stage1.pretrain.reader"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+USE = """
+import json, stage1
+from stage1 import store
+from stage1.ask.folders import committed_folders
+from stage1.config import load_preset, presets
+from stage1.report import evidence
+runs = len(evidence.load(load_preset("full")).runs)
+reader = stage1.load("quick", device="cpu")
+answer = reader.ask("The mayor of Brell is Ada Bell.", "Who is the mayor?", adapter="distill")
+found = {"file": stage1.__file__, "presets": presets(), "runs": runs, "text": answer.answer,
+    "adapters": list(committed_folders()), "commit": store.provenance()["commit"]}
+print(json.dumps(found))
+"""
+
+
+def built(checkout: Path, folder: Path) -> Path:
+    """Return the wheel of the checkout, built without the network."""
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--no-index", "--wheel-dir", folder, checkout], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def installed(checkout, tmp_path_factory) -> Path:
+    """Return the Python of a fresh environment with the wheel and the libraries of this one."""
+    folder = tmp_path_factory.mktemp("fresh")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python, (packages,) = folder / "bin/python", folder.glob("lib/*/site-packages")
+    # Its own .pth files are not followed, so an editable installation there is not seen.
+    (packages / "libraries.pth").write_text(str(Path(pytest.__file__).parent.parent))
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--no-index", built(checkout, folder)], check=True)
+    return python
+
+
+@pytest.fixture
+def outside(installed, tmp_path):
+    """Return a function that runs the installed package in an empty folder."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("STAGE1_", "PYTHON"))}
+
+    def outside(*arguments: str) -> str:
+        command = [installed, *arguments]
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+        done = subprocess.run(command, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return outside
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module_preset_record_and_asset(installed):
+    (inside,) = installed.parent.parent.glob("lib/*/site-packages/stage1")
+    for folder, source in {
+        ".": "stage1",
+        "presets": "configs",
+        "records": "records",
+        "benchmarks": "benchmarks/results",
+    }.items():
+        tracked = ["git", "ls-files", "."]
+        names = subprocess.run(tracked, cwd=ROOT / source, capture_output=True, text=True).stdout
+        assert (
+            names and [n for n in names.splitlines() if not (inside / folder / n).is_file()] == []
+        )
+
+
+@pytest.mark.slow
+def test_the_installed_package_works_outside_its_checkout(outside, installed, tmp_path):
+    found = json.loads(outside("-c", USE).splitlines()[-1])
+    assert found["file"].startswith(str(installed.parent.parent)), "this is another installation"
+    assert found["presets"] == presets() and found["runs"] > 0 and found["text"]
+    assert "full/distill-seed0" in found["adapters"] and found["commit"] == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_installed_package_trains_and_writes_where_it_is_started(outside, tmp_path):
+    (tmp_path / "my.yaml").write_text("device: cpu\ntrain_examples: 8\nselection_examples: 4\n")
+    vary = ["--vary", "objective", "option1_reconstruction", "--vary", "test_examples", "4"]
+    vary += ["--vary", "epochs", "1", "--processes", "1"]
+    outside("-m", "stage1.study.sweep", "trials", "my.yaml", "out.csv", *vary)
+    assert (tmp_path / "out.csv").is_file()

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,19 +28,11 @@ PATIENCE = 300
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """Return a copy of the files that git tracks or would track, with two presets of its own."""
-    copy = tmp_path_factory.mktemp("checkout")
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in names.splitlines():
-        if (ROOT / name).is_file() and not name.startswith("reports/"):
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-    (copy / "configs/tiny.yaml").write_text(TINY)
-    (copy / "configs/on_cpu.yaml").write_text("device: cpu\nprocesses: 2\n")
-    return copy
+@pytest.fixture(scope="module", autouse=True)
+def presets(checkout) -> None:
+    """Add two presets to the checkout."""
+    (checkout / "configs/tiny.yaml").write_text(TINY)
+    (checkout / "configs/on_cpu.yaml").write_text("device: cpu\nprocesses: 2\n")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +84,10 @@ def test_a_killed_step_leaves_nothing_half_written_and_the_next_run_finishes(
     step.send_signal(signal.SIGKILL)
     output, _ = snakemake.communicate(timeout=PATIENCE)
     assert snakemake.returncode != 0, output
+    first, *rest = output.splitlines()
+    assert first == "step 1 of 1, data and pca"
+    failed = [line for line in rest if line.startswith("FAILED: data and pca")]
+    assert failed and "runs/tiny/notebooks/01_data_and_pca.ipynb" in failed[0]
     assert not (checkout / RECORD).exists() and not (checkout / PAGE).exists()
     finish(*LOCAL, "preset=tiny", "--", RECORD)
     assert (checkout / RECORD).exists() and (checkout / PAGE).exists()
@@ -124,6 +119,19 @@ def test_the_report_trains_every_objective_in_one_process(plan):
     for page in ("index", "03_generation_eval", "04_loss_magnitude", "05_report"):
         assert f"reports/smoke/{page}.html" in report
     assert "-p processes" not in report
+
+
+def test_a_preset_outside_the_checkout_has_folders_of_its_own(plan, tmp_path):
+    """They are not those of a preset in the checkout with the same name."""
+    path = tmp_path / "my own" / "smoke.yaml"
+    path.parent.mkdir()
+    path.write_text(TINY)
+    report = plan(f"preset={path}")
+    (run,) = set(re.findall(r"log: runs/(.*)/notebooks/01_data_and_pca.ipynb", report))
+    assert re.fullmatch(r"smoke-[0-9a-f]{8}", run)
+    assert f"input: notebooks/01_data_and_pca.ipynb, {path}, stage1/" in report
+    assert f"{NOTEBOOK} '{path}' reports/{run}/01_data_and_pca.html" in report
+    assert f"output: reports/{run}/index.html" in report and "runs/smoke/" not in report
 
 
 def requested(plan: str, resource: str) -> dict[str, set[str]]:
