@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from IPython.display import HTML
+
 from stage1.ask.inside import Explorer, Inside
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -117,7 +119,7 @@ def mark(row: Mapping[str, Any]) -> str:
 
 def marked(inside: Inside) -> str:
     """Return the prompt as HTML, wrong tokens marked and under each its nearest entry."""
-    return f'<p style="line-height:2.6">{"".join(map(token, inside.tokens.to_dict("records")))}</p>'
+    return f'<p style="line-height:2.4">{"".join(map(token, inside.tokens.to_dict("records")))}</p>'
 
 
 def token(row: Mapping[str, Any]) -> str:
@@ -140,6 +142,17 @@ def label(text: str) -> str:
     if "\N{REPLACEMENT CHARACTER}" in text:
         return "(byte)"
     return text if text.isprintable() else repr(text)
+
+
+def passages(insides: Sequence[Inside], D: int, opened: int = 2) -> HTML:
+    """Return marked prompts to fold, the first `opened` of them unfolded; D is the model's."""
+    parts = [
+        f"<details{' open' if place < opened else ''}><summary>{html.escape(inside.condition)}, "
+        f"{D / (inside.K or D):.3g}x: {html.escape(inside.answer.text)}</summary>"
+        f"{count(inside)}{legend(inside)}{marked(inside)}</details>"
+        for place, inside in enumerate(insides)
+    ]
+    return HTML("".join(parts) or "<p>No adapter of this language model is committed.</p>")
 
 
 def count(inside: Inside) -> str:

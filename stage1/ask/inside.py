@@ -185,6 +185,11 @@ def moved(insides: Sequence[Inside]) -> pd.DataFrame:
     return pd.concat([inside.tokens.assign(condition=inside.condition) for inside in insides])
 
 
+def wrong_tokens(inside: Inside) -> int:
+    """Return how many prompt tokens have a wrong nearest entry; a key to sort by."""
+    return inside.wrong
+
+
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """Return each token's text, with the space before it even where it decodes without."""
     before = [str(tokenizer.decode([token])) for token in ids]
