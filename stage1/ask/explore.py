@@ -20,7 +20,9 @@ MARKS = {
 COMPRESSED = ("pca_inverse", "codebook")
 """Conditions that the ratio changes; an adapter keeps its own."""
 SMALL = "font-size:.8em;opacity:.75"
-BAR = "display:inline-block;height:.8em;background:#0072b2;vertical-align:middle"
+BAR = "height:.8em;background:#0072b2"
+JOINER = "&#8288;"
+"""Keeps the tokens of a word on one line."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class View:
     context: str
     question: str
     condition: str = "pca_inverse"
-    ratio: float = 8
+    ratio: int | float = 8
 
     def html(self) -> str:
         """Return the answer, its first token's distribution and the marked prompt.
@@ -127,7 +129,7 @@ def token(row: Mapping[str, Any]) -> str:
     text, name = row["token"], mark(row)
     bare = text.lstrip(" ")
     inner = html.escape(bare).replace("\n", "<br>")
-    space = " " * (len(text) - len(bare))
+    space = " " * (len(text) - len(bare)) or JOINER
     if not name:
         return space + inner
     style, word = MARKS[name]
@@ -179,7 +181,7 @@ def distribution(bars: Mapping[str, Sequence[float]], condition: str) -> str:
     """Return the first answer token's probabilities as bars: original embeddings, condition."""
     rows = [
         f"<tr><td><code>{html.escape(label(text))}</code></td>"
-        + "".join(f'<td style="min-width:9em">{bar(value)}</td>' for value in values)
+        + "".join(f"<td>{bar(value)}</td>" for value in values)
         + "</tr>"
         for text, values in bars.items()
     ]
@@ -188,4 +190,8 @@ def distribution(bars: Mapping[str, Sequence[float]], condition: str) -> str:
 
 
 def bar(value: float) -> str:
-    return f'<span style="{BAR};width:{5 * value:.2f}em"></span> {value:.3f}'
+    """Return a probability and its bar; a box of its own, since pages align numbers right."""
+    box = "display:flex;align-items:center;gap:.5em;width:10em"
+    return (
+        f'<div style="{box}">{value:.3f}<span style="{BAR};width:{6 * value:.2f}em"></span></div>'
+    )

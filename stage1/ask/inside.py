@@ -65,7 +65,7 @@ class Explorer:
     def conditions(self) -> list[str]:
         return [*UNTRAINED, *self.trained]
 
-    def ratios(self, wanted: Sequence[float] = RATIOS) -> list[float]:
+    def ratios(self, wanted: Sequence[int | float] = RATIOS) -> list[int | float]:
         """Return those ratios D/K that the model and its training prompts allow."""
         D, widest = self.reader.D, self.reader.pca.width
         return [ratio for ratio in wanted if D / widest <= ratio <= D]
@@ -142,7 +142,7 @@ class Explorer:
         return {str(decode([entry])): first[:, entry].tolist() for entry in best}
 
     def by_ratio(
-        self, context: str, question: str, ratios: Sequence[float] = RATIOS
+        self, context: str, question: str, ratios: Sequence[int | float] = RATIOS
     ) -> list[Inside]:
         """Return the PCA inverse at each ratio that the model allows."""
         return [self.look(context, question, ratio=ratio) for ratio in self.ratios(ratios)]
