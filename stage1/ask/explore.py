@@ -19,10 +19,9 @@ MARKS = {
 """How a prompt token is marked, and the words for it."""
 COMPRESSED = ("pca_inverse", "codebook")
 """Conditions that the ratio changes; an adapter keeps its own."""
+RUBY = "ruby-position:under;white-space:nowrap"
 SMALL = "font-size:.8em;opacity:.75"
 BAR = "height:.8em;background:#0072b2"
-JOINER = "&#8288;"
-"""Keeps the tokens of a word on one line."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +128,13 @@ def token(row: Mapping[str, Any]) -> str:
     text, name = row["token"], mark(row)
     bare = text.lstrip(" ")
     inner = html.escape(bare).replace("\n", "<br>")
-    space = " " * (len(text) - len(bare)) or JOINER
+    space = " " * (len(text) - len(bare))
     if not name:
         return space + inner
     style, word = MARKS[name]
     title = f"{word}; cosine to the original {row['cosine']:.2f}"
     below = "" if row["right"] else f'<rt style="{SMALL}">{html.escape(label(row["nearest"]))}</rt>'
-    return f'{space}<ruby style="ruby-position:under;{style}" title="{title}">{inner}{below}</ruby>'
+    return f'{space}<ruby style="{RUBY};{style}" title="{title}">{inner}{below}</ruby>'
 
 
 def label(text: str) -> str:
