@@ -9,6 +9,7 @@ from IPython.display import HTML
 
 from stage1.ask.inside import Explorer, Inside
 
+WIDTH = "95%"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 INK = "color:#1c1c1c;background:"
 MARKS = {
@@ -66,21 +67,7 @@ class View:
         """
         import ipywidgets  # only in the extras `lab` and `test`
 
-        wide = ipywidgets.Layout(width="95%")
-        late: dict = {"continuous_update": False, "layout": wide}
-        stops = self.explorer.ratios()
-        near = min(stops, key=lambda stop: abs(stop - self.ratio))
-        fields = {
-            "context": ipywidgets.Textarea(self.context, description="passage", rows=5, **late),
-            "question": ipywidgets.Text(self.question, description="question", **late),
-            "condition": ipywidgets.Dropdown(
-                options=self.explorer.conditions, value=self.condition, description="condition"
-            ),
-            "ratio": ipywidgets.SelectionSlider(
-                options=[(f"{stop:g}x", stop) for stop in stops], value=near, description="ratio"
-            ),
-        }
-        shown = ipywidgets.HTML(layout=wide)
+        fields, shown = self.fields(), ipywidgets.HTML(layout={"width": WIDTH})
 
         def update(change=None) -> None:
             given = {name: field.value for name, field in fields.items()}
@@ -91,6 +78,25 @@ class View:
             field.observe(update, "value")
         update()
         return ipywidgets.VBox([*fields.values(), shown])
+
+    def fields(self) -> dict[str, Any]:
+        """Return a widget for each field but the explorer; text counts once it is entered."""
+        import ipywidgets
+
+        late: dict = {"continuous_update": False, "layout": {"width": WIDTH}}
+        stops = self.explorer.ratios()
+        return {
+            "context": ipywidgets.Textarea(self.context, description="passage", rows=5, **late),
+            "question": ipywidgets.Text(self.question, description="question", **late),
+            "condition": ipywidgets.Dropdown(
+                options=self.explorer.conditions, value=self.condition, description="condition"
+            ),
+            "ratio": ipywidgets.SelectionSlider(
+                options=[(f"{stop:g}x", stop) for stop in stops],
+                value=min(stops, key=lambda stop: abs(stop - self.ratio)),
+                description="ratio",
+            ),
+        }
 
     def html_or_message(self) -> str:
         """Return the view, or what is wrong with a field."""
