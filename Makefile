@@ -11,7 +11,7 @@ SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" snakemake $(if $(PROFILE),--profile $
 # One file, one worker, in the order of collection: tests of a file share what they prepare, and slow files come first.
 PYTEST = $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: env report test fast full clean
+.PHONY: env report lab test fast full clean
 
 env: .venv/made
 
@@ -21,6 +21,13 @@ env: .venv/made
 
 report: env
 	@$(SNAKEMAKE) --config preset=$(PRESET) $(if $(PROCESSES),processes=$(PROCESSES))
+
+# JupyterLab at the repository's root. LAB=--no-browser is for a machine without a screen.
+lab: .venv/lab
+	$(BIN)/jupyter lab $(LAB)
+
+.venv/lab: .venv/made
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]' && touch $@
 
 test: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(PYTEST)

@@ -35,7 +35,7 @@ if workflow.is_main_process and not (shown.dryrun or shown.verbose):
     steps.attach(logger, Path(RUN), Path(REPORT))
 ADAPTER = RUN + "/adapters/{objective}-seed{seed}"
 ALL = {"objective": list(OBJECTIVES), "seed": list(range(STUDY.seeds))}
-SEPARATE = ["01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_report"]
+SEPARATE = ["00_explore", "01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_report"]
 TRAINED = expand("02_train_adapter-{objective}-seed{seed}", **ALL)
 GPU_RECORDS = [
     *expand("records/full/runs_{budget}.csv", budget=["10000x3", "640x2", "2500x3", "40000x3"]),
@@ -67,6 +67,20 @@ localrules:
 rule all:
     input:
         f"{REPORT}/index.html",
+
+
+rule explore:
+    input:
+        inputs("00_explore"),
+        sorted(str(path) for path in Path("records").glob("*/adapters/*/adapter.*")),
+    output:
+        page=f"{REPORT}/00_explore.html",
+    log:
+        f"{RUN}/notebooks/00_explore.ipynb",
+    resources:
+        gpu=gpus.needed("00_explore", STUDY),
+    shell:
+        "python -m stage1.report.notebooks {input[0]} {PRESET} {output.page}"
 
 
 rule data_and_pca:
@@ -157,6 +171,6 @@ rule index:
     output:
         f"{REPORT}/index.html",
     params:
-        executed=expand(RUN + "/notebooks/{page}.ipynb", page=[SEPARATE[0], *TRAINED, *SEPARATE[1:]]),
+        executed=expand(RUN + "/notebooks/{page}.ipynb", page=[*SEPARATE[:2], *TRAINED, *SEPARATE[2:]]),
     shell:
         "python -m stage1.report.pages index {REPORT:q} {STUDY.preset:q} {params.executed:q}"

@@ -7,9 +7,8 @@ import argparse
 from pathlib import Path
 
 from stage1 import store
-from stage1.ask.reader import make
+from stage1.ask.reader import first_question, make
 from stage1.config import from_arguments
-from stage1.corpus import data
 
 
 def arguments() -> argparse.Namespace:
@@ -38,9 +37,8 @@ def main() -> None:
         reader = make(from_arguments(given.preset, given.fields))
         context, question = given.context, given.question
         if context is None:
-            example = data.rows(reader.config.replace(test_examples=1), "test")[0]
-            context, question = example["context"], example["question"]
-            print(f"{context}\n\n{question}  (gold: {' or '.join(example['answers']['text'])})\n")
+            context, question, golds = first_question(reader.config)
+            print(f"{context}\n\n{question}  (gold: {' or '.join(golds)})\n")
         elif context.startswith("@"):
             context = Path(context[1:]).read_text("utf-8")
         print(reader.ask(context, question, given.adapter, given.ratio))

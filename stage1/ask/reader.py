@@ -160,6 +160,12 @@ def look_up(ids: Int64[Tensor, " N"], rows: Float[Tensor, "N D"]) -> Embed:
     return embed
 
 
+def first_question(config: StudyConfig) -> tuple[str, str, list[str]]:
+    """Return passage, question and gold answers of the first test question."""
+    row = data.rows(config.replace(test_examples=1), "test")[0]
+    return row["context"], row["question"], row["answers"]["text"]
+
+
 def load(preset: str = "quick", **changes) -> Reader:
     """Load a preset's language model, with any fields of StudyConfig changed, ready for questions.
 

@@ -26,6 +26,7 @@ TITLE = (
 START = "05_report"
 STEPS = {
     "Index": ("", "index.html"),
+    "00": ("explore", "00_explore.html"),
     "01": ("data", "01_data_and_pca.html"),
     "02": ("adapters", "index.html#adapters"),
     "03": ("answers", "03_generation_eval.html"),

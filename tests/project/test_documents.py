@@ -19,7 +19,7 @@ from stage1.store import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-OF_NOTEBOOKS = {"fractions", "questions", "fault"}
+OF_NOTEBOOKS = {"fractions", "questions", "fault", "context", "question", "condition", "ratio"}
 """Parameters of notebooks that are no fields of the config."""
 
 

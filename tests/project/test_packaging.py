@@ -15,13 +15,14 @@ from stage1.config import presets
 from stage1.store import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+EXTRAS = PROJECT["optional-dependencies"]
+PINS = sorted({*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["lab"]})
 
 
 def test_environment_yml_repeats_the_pins_of_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert sorted(pip) == sorted(PINS)
+    assert sorted(pip) == PINS
 
 
 def test_constraints_satisfy_the_pins():

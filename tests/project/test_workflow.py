@@ -22,7 +22,7 @@ LOCAL = [*SNAKEMAKE, "--cores", "1", "--nolock", "--rerun-incomplete", "--config
 NOTEBOOK = "notebooks/01_data_and_pca.ipynb"
 RECORD, PAGE = "runs/tiny/01_data_and_pca.json", "reports/tiny/01_data_and_pca.html"
 TINY = "train_examples: 20\nselection_examples: 4\ntest_examples: 4\nbatch_size: 4\n"
-NEEDS_GPU = ("data_and_pca", "train_adapter", "generation_eval", "loss_magnitude")
+NEEDS_GPU = ("explore", "data_and_pca", "train_adapter", "generation_eval", "loss_magnitude")
 PATIENCE = 300
 """Seconds to wait for a command; the longest takes 20 on an idle machine."""
 pytestmark = pytest.mark.slow
@@ -116,7 +116,7 @@ def test_the_report_trains_every_objective_in_one_process(plan):
     report = plan("preset=smoke")
     for name in OBJECTIVES:
         assert f"runs/smoke/adapters/{name}-seed0/record.json" in report
-    for page in ("index", "03_generation_eval", "04_loss_magnitude", "05_report"):
+    for page in ("index", "00_explore", "03_generation_eval", "04_loss_magnitude", "05_report"):
         assert f"reports/smoke/{page}.html" in report
     assert "-p processes" not in report
 

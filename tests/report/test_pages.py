@@ -252,7 +252,7 @@ def test_the_navigation_marks_the_step(name, current, tmp_path):
     links = rendered(tmp_path, new_markdown_cell("# A title"), name=name).header.nav.find_all("a")
     assert [link["href"] for link in links] == [target for _, target in pages.STEPS.values()]
     steps = [link.get_text().split()[0] for link in links]
-    assert steps == ["Index", "01", "02", "03", "04", "05"]
+    assert steps == ["Index", "00", "01", "02", "03", "04", "05"]
     marked = [
         step for step, link in zip(steps, links, strict=True) if link.has_attr("aria-current")
     ]
