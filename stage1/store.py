@@ -51,8 +51,11 @@ def run_name(config: StudyConfig) -> str:
     faulty = "" if config.faults == gallery.NONE else "-faulty"
     if not changed:
         return f"{config.preset}{faulty}"
-    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
-    return f"{config.preset}-{digest[:8]}{faulty}"
+    return f"{config.preset}-{digest(changed)}{faulty}"
+
+
+def digest(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def identity(config: StudyConfig) -> dict:
@@ -63,6 +66,18 @@ def identity(config: StudyConfig) -> dict:
 def run_folder(config: StudyConfig) -> Path:
     """Return the folder of a config's records."""
     return runs_folder() / run_name(config)
+
+
+def report_path(config: StudyConfig, name: str) -> Path:
+    """Return the path of a report's record in the run folder.
+
+    Criteria are not in the run's name. Where they differ from the preset's, the record has a name
+    of its own and leaves the preset's alone.
+    """
+    criteria = names_where(config, group="criteria")
+    preset = load_preset(config.preset) if config.preset in presets() else config
+    changed = {n: getattr(config, n) for n in criteria if getattr(config, n) != getattr(preset, n)}
+    return run_folder(config) / f"{name}{f'-{digest(changed)}' if changed else ''}.json"
 
 
 def adapter_folder(config: StudyConfig, runs: Path | None = None) -> Path:

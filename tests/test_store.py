@@ -191,3 +191,11 @@ def test_a_benchmarks_results_say_where_they_come_from(monkeypatch):
 def test_provenance_needs_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert store.provenance()["commit"] == ""
+
+
+def test_a_report_with_other_criteria_has_a_record_of_its_own():
+    quick = load_preset("quick")
+    assert store.report_path(quick, "05_report") == store.run_folder(quick) / "05_report.json"
+    stricter = store.report_path(quick.replace(target_f1=75.0), "05_report")
+    assert stricter.parent == store.run_folder(quick) and stricter.name != "05_report.json"
+    assert stricter != store.report_path(quick.replace(equivalence_margin=0.5), "05_report")
