@@ -7,6 +7,7 @@ No page runs a script or loads anything: style and images are embedded, formulas
 
 import argparse
 import re
+from datetime import date
 from pathlib import Path
 
 import nbformat
@@ -15,7 +16,7 @@ from jinja2 import pass_context
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
-from nbformat.v4 import new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from stage1 import store
 from stage1.report import formulas
@@ -173,17 +174,34 @@ def index(folder: Path, executed: list[Path], preset: str) -> None:
         for step, (_, target) in STEPS.items()
         if target in pages
     ]
-    text = new_notebook(cells=[new_markdown_cell(contents(executed, preset))])
-    write(text, folder / "index.html", "index", links)
+    cells = [new_markdown_cell(f"# {TITLE}\n\n{about(preset)}"), *summary(executed)]
+    cells.append(new_markdown_cell(contents(executed)))
+    write(new_notebook(cells=cells), folder / "index.html", "index", links)
 
 
-def contents(executed: list[Path], preset: str) -> str:
-    """Return the index as Markdown: the report first, then the steps by name."""
-    about = f"Preset `{preset}`: each page is one executed notebook, with its code folded."
-    parts = [f"# {TITLE}", about]
+def about(preset: str) -> str:
+    commit = store.git("rev-parse", "--short", "HEAD")
+    made = f"Made on {date.today()}" + (f" from commit {commit}" if commit else "")
+    return f"{made}, preset `{preset}`. Each page is one executed notebook, with its code folded."
+
+
+def summary(executed: list[Path]) -> list[NotebookNode]:
+    """Return the outputs of the report's cells tagged `summary`: what the index opens with."""
+    shown = []
+    for path in executed:
+        if path.stem == START:
+            for cell in nbformat.read(path, as_version=4).cells:
+                if "summary" in cell.metadata.get("tags", []):
+                    shown.append(new_code_cell("", outputs=cell.outputs))
+    return shown
+
+
+def contents(executed: list[Path]) -> str:
+    """Return the list of pages as Markdown: the report first, then the steps by name."""
+    parts = []
     adapters = [path for path in executed if ADAPTER.fullmatch(path.stem)]
     if report := [path for path in executed if path.stem == START]:
-        parts += ["## Start here", entry(report[0]), "## Step by step"]
+        parts += ["## Read on", entry(report[0]), "## Step by step"]
     for path in sorted({*executed} - {*report, *adapters[1:]}, key=lambda path: path.stem):
         if path in adapters:
             first = [entry(path, link=False), adapter_table(adapters)]
@@ -216,8 +234,8 @@ def adapter_table(adapters: list[Path]) -> str:
 
 
 def main() -> None:
-    summary = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m stage1.report.pages", description=summary)
+    first = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m stage1.report.pages", description=first)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("index", help="write the index of a report")
     command.add_argument("folder", type=Path, help="where the pages are")

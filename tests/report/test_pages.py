@@ -278,11 +278,25 @@ def test_the_index_lists_orders_and_links_exactly_the_pages(index, folder):
     assert "smoke" in page.p.get_text()
     titles = [each.get_text().split(" · ")[0] for each in page.main.find_all("h3")]
     assert titles == ["05", "01", "02", "03", "04"]
-    assert page.main.h2.get_text().startswith("Start here")
+    assert page.main.h2.get_text().startswith("Read on")
     assert "Why" in page.main.get_text() and "Not this" not in page.get_text()
     assert len(page.main.find_all("msup")) == 5
     assert sorted(targets(page.main)) == sorted(f"{name}.html" for name in REPORT)
     assert all((folder / link).is_file() for link in targets(page.main))
+
+
+def test_the_index_opens_with_the_reports_summary(tmp_path):
+    answer = new_output("display_data", {"text/markdown": "Prefer **this** one."})
+    cells = [
+        new_markdown_cell("# 05 · Report\n\n**Question.** Why?"),
+        new_code_cell("a", outputs=[answer], metadata={"tags": ["summary"]}),
+        new_code_cell("b", outputs=[new_output("display_data", {"text/markdown": "Not this."})]),
+    ]
+    rendered(tmp_path, *cells, name="05_report")
+    pages.index(tmp_path, [tmp_path / "05_report.ipynb"], "smoke")
+    text = read(tmp_path / "index.html").main.get_text(" ", strip=True)
+    assert "Prefer this one." in text and "Not this" not in text
+    assert text.index("Made on 20") < text.index("Prefer") < text.index("Read on")
 
 
 def test_the_index_shows_the_adapters_as_objective_by_seed(index):
