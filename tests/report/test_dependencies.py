@@ -16,7 +16,7 @@ NOTEBOOKS = {path.stem[:2]: path for path in (ROOT / "notebooks").glob("*.ipynb"
 @pytest.mark.parametrize(
     "notebook, needed, not_needed",
     [
-        ("01", ["model/token_batch.py", "corpus/almanac.py", "report/pages.py"], "training/"),
+        ("01", ["model/token_batch.py", "corpus/almanac.py", "report/pages.py"], "pretrain/"),
         ("02", ["objectives.py", "training/loop.py", "machine/processes.py"], ""),
         ("03", ["evaluation/conditions.py", "scoring/tables.py", "report/plots.py"], ""),
         ("04", ["training/observer.py", "report/report_plots.py", "study/references.py"], ""),
