@@ -142,8 +142,8 @@ def test_the_installed_package_works_outside_its_checkout(outside, installed, tm
 
 @pytest.mark.slow
 def test_an_installed_package_trains_and_writes_where_it_is_started(outside, tmp_path):
-    (tmp_path / "my.yaml").write_text("device: cpu\ntrain_examples: 8\nselection_examples: 4\n")
+    (tmp_path / "my.yaml").write_text("device: cpu\ntrain_examples: 8\nwarmup_steps: 2\n")
     vary = ["--vary", "objective", "option1_reconstruction", "--vary", "test_examples", "4"]
-    vary += ["--vary", "epochs", "1", "--processes", "1"]
+    vary += ["--vary", "selection_examples", "4", "--vary", "epochs", "1", "--processes", "1"]
     outside("-m", "stage1.study.sweep", "trials", "my.yaml", "out.csv", *vary)
     assert (tmp_path / "out.csv").is_file()
