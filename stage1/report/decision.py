@@ -142,9 +142,13 @@ def of_run(record: dict) -> str:
     top, *others = record["leaders"]
     if not others:
         return f"The best objective of this run is `{top}`, F1 {f1[top]:.1f}: {record['verdict']}."
-    seeds = "one seed" if record["seeds"] == 1 else f"{record['seeds']} seeds"
+    if record["seeds"] == 1:
+        return (
+            "This run names no winner: it has one seed, so a difference between objectives may be "
+            f"one between seeds. The highest F1, {f1[top]:.1f}, is that of `{top}`."
+        )
     named = ", ".join(f"`{name}` ({f1[name]:.1f})" for name in others)
     return (
-        f"This run names no winner. With {seeds} at its budget, `{top}` (F1 {f1[top]:.1f}) cannot "
-        f"be told apart from {named}."
+        f"This run names no winner: with {record['seeds']} seeds, `{top}` (F1 {f1[top]:.1f}) is "
+        f"not found different from {named}."
     )

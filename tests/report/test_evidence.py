@@ -214,6 +214,12 @@ def test_a_run_with_one_seed_names_no_winner():
     table = [{"condition": "distill", "f1": 40.0}, {"condition": OPTION3, "f1": 42.0}]
     record = {"table": table, "leaders": [OPTION3, "distill"], "seeds": 1, "verdict": "failure"}
     words = decision.of_run(record)
-    assert "names no winner" in words and "one seed" in words and "`distill` (40.0)" in words
+    assert (
+        "names no winner" in words
+        and "one seed" in words
+        and f"42.0, is that of `{OPTION3}`" in words
+    )
+    tied = decision.of_run(record | {"seeds": 3})
+    assert "names no winner" in tied and "not found different from `distill` (40.0)" in tied
     alone = decision.of_run(record | {"leaders": [OPTION3], "seeds": 3})
     assert alone == f"The best objective of this run is `{OPTION3}`, F1 42.0: failure."
