@@ -30,9 +30,7 @@ from stage1.baselines import Adapter
 from stage1.compress import Compression
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded, token_counts
-from stage1.model.language_model import choose_device
-from stage1.model.token_batch import padded_batch
-from stage1.objectives import (
+from stage1.loss_parts import (
     ExampleBatch,
     ObjectiveContext,
     Reconstruction,
@@ -41,6 +39,8 @@ from stage1.objectives import (
     TokenCounts,
     reconstruction,
 )
+from stage1.model.language_model import choose_device
+from stage1.model.token_batch import padded_batch
 from stage1.scoring.tables import markdown_table
 from stage1.training.loop import Progress, train
 

@@ -35,8 +35,8 @@ from stage1.baselines import Adapter
 from stage1.compress import fit_pca, variance
 from stage1.config import StudyConfig, load_preset
 from stage1.corpus.prompts import token_counts
+from stage1.loss_parts import ExampleBatch, ObjectiveContext
 from stage1.model import engine, language_model
-from stage1.objectives import ExampleBatch, ObjectiveContext
 from stage1.scoring.tables import markdown_table
 from stage1.training.gradients import term_gradients
 from stage1.training.loop import set_up, take_step

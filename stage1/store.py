@@ -126,8 +126,8 @@ def record_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+def write_text(path: Path, text: str) -> Path:
+    return write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -135,8 +135,7 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def write_json(path: Path, record: dict) -> Path:
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    return write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    return write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from stage1.config import StudyConfig
 from stage1.names import OBJECTIVES
-from stage1.report.controls import BASELINES, USUAL, Controls
+from stage1.report.controls import BASELINES, FIELDS, FULL, Controls
 from stage1.report.evidence import Evidence
 
 INITIALISATIONS, SCALINGS = ("pca_inverse", "random"), ("calibrated", "unit_rms")
@@ -178,15 +178,16 @@ def control_tables(changes: dict) -> dict[str, pd.DataFrame]:
 
 def trials() -> pd.DataFrame:
     """Return two learning rates of every baseline and width; the higher one is better by 1."""
-    widths = [{"compressed_width": K, "warmup_steps": 5_000} for K in (96, 48, 12, 6)]
-    settings = [USUAL | fields for fields in (*BASELINES.values(), *widths)]
+    usual = {name: getattr(FULL, name) for name in FIELDS}
+    widths = [{"compressed_width": K} for K in (96, 48, 12, 6)]
+    settings = [usual | fields for fields in (*BASELINES.values(), *widths)]
     rows = pd.DataFrame(settings).merge(
         product(objective=OBJECTIVES, learning_rate=(1.0e-3, 3.0e-3)), how="cross"
     )
     trained = (rows["projection"] == "trained").astype(float)
     f1 = rows["compressed_width"] / 4 + 1_000 * rows["learning_rate"] / 2 + 20 * trained
-    about = {"language_model": "shipped", "initialisation": "pca_inverse"}
-    return rows.assign(**about, output_scaling="calibrated", selection_f1=f1)
+    start = {"initialisation": "pca_inverse", "output_scaling": "calibrated"}
+    return rows.assign(**start, selection_f1=f1)
 
 
 def by_name(label: str, **columns: dict[str, float]) -> pd.DataFrame:

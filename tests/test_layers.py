@@ -13,8 +13,8 @@ import stage1
 PACKAGE = Path(stage1.__file__).parent
 ORDER = [
     "names", "fields", "gallery", "config", "store", "machine", "scoring", "corpus", "model",
-    "compress", "baselines", "adapter", "objectives", "training", "evaluation", "faults", "study",
-    "ask", "check", "report", "pretrain",
+    "compress", "baselines", "adapter", "loss_parts", "objectives", "training", "evaluation",
+    "faults", "study", "ask", "check", "report", "pretrain",
 ]  # fmt: skip
 """Modules and packages of `stage1`; each imports only from itself and those before it."""
 

@@ -14,21 +14,11 @@ from stage1.compress import fit_pca, variance
 from stage1.config import StudyConfig
 from stage1.corpus import almanac
 from stage1.corpus.prompts import encode
+from stage1.loss_parts import ExampleBatch, ObjectiveContext, Term, Terms, TokenCounts, total
 from stage1.model import language_model
 from stage1.model.generation import generate_ids
 from stage1.model.language_model import FrozenLM
-from stage1.objectives import (
-    FUNCTIONS,
-    ExampleBatch,
-    ObjectiveContext,
-    Term,
-    Terms,
-    TokenCounts,
-    find,
-    prompt_tokens,
-    reads_tokens,
-    total,
-)
+from stage1.objectives import FUNCTIONS, find, prompt_tokens, reads_tokens
 
 NAMES = list(names.OBJECTIVES)
 OF_EXAMPLES = [name for name in NAMES if name != "option1_reconstruction"]

@@ -38,7 +38,7 @@ def around_zero(original):
 def of_the_test_prompts(original):
     def study(config, lm, encoded, counts, compression):
         test = torch.from_numpy(token_counts(encoded["test"].prompts, len(counts)))
-        width, weighting = config.compressed_width, config.weighting
+        width, weighting = compression.width, config.weighting
         fitted = compress.fit_pca(lm.embedding_table, test, width, weighting)
         return original(config, lm, encoded, counts, fitted)
 

@@ -56,7 +56,7 @@ def at_norm_of(original: Tensor, embeddings: Tensor) -> Tensor:
     return embeddings * size.nan_to_num(0.0)
 
 
-@replaces("oracle_norm", "stage1.objectives:input_embeddings")
+@replaces("oracle_norm", "stage1.loss_parts:input_embeddings")
 def trained_at_their_norm(original):
     def input_embeddings(adapter, tokens, context) -> Tensor:
         embeddings = original(adapter, tokens, context)

@@ -11,7 +11,7 @@ from stage1.faults.switch import replaces
 from stage1.model.token_batch import TokenBatch, check_prompts, padded_batch
 
 MAKE = "stage1.adapter:make"
-LABELS = "stage1.objectives:CrossEntropy"
+LABELS = "stage1.loss_parts:CrossEntropy"
 DROPOUT = 0.1
 Chosen = Callable[[str], bool]
 

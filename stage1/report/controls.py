@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from stage1 import store
+from stage1.config import load_preset
 from stage1.names import FLOORS
 from stage1.report import results
 from stage1.report.evidence import AS_FOUND, START, Evidence
@@ -16,18 +18,22 @@ from stage1.scoring import comparison
 from stage1.scoring.intervals import Interval
 from stage1.scoring.tables import retention
 
-SHIPPED = "shipped"
+FULL = load_preset("full")
+TRAINING = store.read_json(store.ASSETS / "almanac-lm" / "training.json")
+"""How the shipped language model was trained."""
+D = int(TRAINING["config"]["width"])
+FIELDS = ("language_model", "architecture", "projection", "compressed_width", "warmup_steps")
+"""What tells the rows of one cell of the trials apart from others, besides the start."""
 BASELINES: dict[str, dict[str, Any]] = {
     "affine map, no warm-up": {"architecture": "affine", "warmup_steps": 0},
-    "affine map, warm-up": {"architecture": "affine", "warmup_steps": 5_000},
-    "adapter, no warm-up": {"compressed_width": 24, "warmup_steps": 0},
-    "adapter, warm-up": {"compressed_width": 24, "warmup_steps": 5_000},
-    "adapter and trained projection, warm-up": {"projection": "trained", "warmup_steps": 5_000},
-    "uncompressed control (K = D)": {"compressed_width": 192, "warmup_steps": 0},
+    "affine map, warm-up": {"architecture": "affine"},
+    "adapter, no warm-up": {"warmup_steps": 0},
+    "adapter, warm-up": {},
+    "adapter and trained projection, warm-up": {"projection": "trained"},
+    "uncompressed control (K = D)": {"compressed_width": D, "warmup_steps": 0},
     "soft codebook, one temperature": {"architecture": "soft_codebook", "warmup_steps": 0},
 }
-"""What is trained in place of the adapter, by the fields that tell it apart."""
-USUAL = {"architecture": "film", "projection": "pca", "compressed_width": 24}
+"""What is trained in place of the adapter, by the fields in which it differs from `FULL`."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Controls:
     def language_models(self) -> pd.DataFrame:
         """Return one row per language model and start: F1 and EM of the recommended objective."""
         w = self.evidence.warmed
-        shipped = w.runs, w.scores, w.untrained.assign(language_model=SHIPPED)
+        shipped = w.runs, w.scores, w.untrained.assign(language_model=FULL.language_model)
         others = self.models, self.models_scores, self.models_untrained
         rows = []
         for runs, scores, untrained in (shipped, others):
@@ -90,14 +96,21 @@ class Controls:
         row = {"start": ", ".join(adapter), "F1": str(found), "EM": f"{own['em'].mean():.1f}"}
         return row | {"retention": str(kept), "seeds": len(own)}
 
+    def search(self, **fields) -> pd.DataFrame:
+        """Return the trials of the shipped model's own adapter, at any length of the warm-up.
+
+        `fields` replace those of `FULL`.
+        """
+        same = {name: getattr(FULL, name) for name in FIELDS if name != "warmup_steps"} | fields
+        return self.trials[(self.trials[list(same)] == list(same.values())).all(axis=1)]
+
     def best_trials(self, **fields) -> pd.DataFrame:
         """Return the best rate's trial of every objective, on the best adapter.
 
-        For the shipped model and these fields, others as usual.
+        Fields that are not given are those of `FULL`.
         """
-        same = USUAL | {"language_model": SHIPPED} | fields
-        same |= dict(zip(START, self.evidence.warmed.adapter, strict=True))
-        trials = self.trials[(self.trials[list(same)] == list(same.values())).all(axis=1)]
+        start = dict(zip(START, self.evidence.warmed.adapter, strict=True))
+        trials = self.search(**{"warmup_steps": FULL.warmup_steps} | start | fields)
         return trials.loc[trials.groupby("objective")["selection_f1"].idxmax()]
 
     def baselines(self) -> pd.DataFrame:
@@ -114,12 +127,10 @@ class Controls:
 
     def ratios(self) -> pd.DataFrame:
         """Return one row per compression ratio D/K: F1 of the recipe, option 1 and untrained."""
-        untrained = self.evidence.untrained.assign(compressed_width=24)
-        untrained = pd.concat([self.ratios_untrained, untrained])
-        D, rows = 192, []
+        untrained = self.evidence.untrained.assign(compressed_width=FULL.compressed_width)
+        untrained, rows = pd.concat([self.ratios_untrained, untrained]), []
         for K, f1 in untrained.groupby("compressed_width"):
-            best = self.best_trials(compressed_width=K, warmup_steps=5_000)
-            best = best.set_index("objective")["selection_f1"]
+            best = self.best_trials(compressed_width=K).set_index("objective")["selection_f1"]
             f1 = f1.set_index("condition")["f1"]
             row = {"ratio": D // K, "K": K}
             for name in (self.evidence.warmed.recommended, "option1_reconstruction"):

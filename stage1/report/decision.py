@@ -3,9 +3,8 @@
 No winner is named in advance.
 """
 
-from stage1 import store
 from stage1.names import FIXES, OBJECTIVES
-from stage1.report.controls import SHIPPED, Controls
+from stage1.report.controls import FULL, TRAINING, Controls
 from stage1.report.evidence import AS_FOUND, START, Evidence
 from stage1.report.verdicts import adapter_name, signed
 from stage1.scoring import criteria
@@ -42,9 +41,8 @@ def answer(e: Evidence) -> list[str]:
 
 def language_model() -> str:
     """Say what the committed records hold for: the language model, the corpus, the questions."""
-    record = store.read_json(store.ASSETS / "almanac-lm" / "training.json")
     return (
-        f"the shipped language model, which has {record['parameters'] / 1e6:.1f}M parameters and "
+        f"the shipped language model, which has {TRAINING['parameters'] / 1e6:.1f}M parameters and "
         "reads generated text, asked about names that no training passage contains"
     )
 
@@ -53,11 +51,12 @@ def beyond(c: Controls) -> list[str]:
     """Return what the comparisons around the headline add to the answer."""
     w, models = c.evidence.warmed, c.language_models()
     others = models[
-        (models["language model"] != SHIPPED) & (models["start"] != adapter_name(AS_FOUND))
+        (models["language model"] != FULL.language_model)
+        & (models["start"] != adapter_name(AS_FOUND))
     ]
     kept = " and ".join(f"{row['retention']} %" for _, row in others.iterrows())
     pca, trained = (
-        c.best_trials(warmup_steps=5_000, **change).set_index("objective")["selection_f1"]
+        c.best_trials(**change).set_index("objective")["selection_f1"]
         for change in ({}, {"projection": "trained"})
     )
     name, ratios = w.recommended, c.ratios().set_index("ratio")[w.recommended]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stage1.config import StudyConfig, shipped
+from stage1.config import StudyConfig, load_preset, shipped
+from stage1.fields import names_where
 from stage1.names import FIXES, FLOORS, OBJECTIVES
 from stage1.report import results
 from stage1.scoring import comparison, criteria
@@ -275,12 +276,16 @@ def load(
 ) -> Evidence:
     """Read the tables of `records/<folder>/`, and the weight grid from `records/<weights>/`.
 
+    They are judged by the criteria of `config`. All else in the evidence's config is the preset's
+    that the records are of, so that a run of another adapter does not change what they say.
+
     Raises RecordError with the command that makes a missing table.
     """
     sizes = [results.committed(folder, f"{name}.csv") for name in OTHER_BUDGETS]
     padding, cost, memory = (pd.read_csv(benchmarks / f"{name}.csv") for name in MEASURED)
+    criteria = {name: getattr(config, name) for name in names_where(config, group="criteria")}
     return Evidence(
-        config,
+        load_preset("full").replace(**criteria),
         results.committed(folder, "runs_10000x3.csv"),
         results.committed(folder, "runs_10000x3.parquet"),
         results.committed(folder, "untrained.csv"),

@@ -98,7 +98,7 @@ def write(notebook: NotebookNode, page: Path, name: str, links: list[dict]) -> N
     check_self_contained(soup, name)
     for table in soup.find_all("table"):
         mark_columns(table)
-    store.write_atomically(page, lambda temporary: temporary.write_text(str(soup), "utf-8"))
+    store.write_text(page, str(soup))
 
 
 def heading(notebook: NotebookNode) -> str:

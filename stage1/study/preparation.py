@@ -18,10 +18,10 @@ from stage1.corpus.prompts import Encoded, encode, token_counts
 from stage1.evaluation.conditions import untrained_conditions
 from stage1.faults import carries_faults
 from stage1.fields import require
+from stage1.loss_parts import ObjectiveContext
 from stage1.machine import processes
 from stage1.model import language_model
 from stage1.model.language_model import FrozenLM
-from stage1.objectives import ObjectiveContext
 from stage1.study.rates import FALLBACK_RATE, learning_rate
 from stage1.training import memory
 

@@ -44,11 +44,11 @@ def learning_rate(config: StudyConfig) -> float:
 def trials(config: StudyConfig) -> pd.DataFrame:
     """Return the trials of the config's language model, objective, adapter and width K.
 
-    They have a warm-up if the config has one: one of its length, if that was tried.
+    They have a warm-up if the config has one, of the length nearest to its own (as a ratio).
     """
     same = names_where(config, searched=True)
     table = with_defaults(pd.read_csv(LEARNING_RATES), same)
     table = table[(table[same] == [getattr(config, name) for name in same]).all(axis=1)]
     table = table[(table["warmup_steps"] > 0) == (config.warmup_steps > 0)]
-    exact = table[table["warmup_steps"] == config.warmup_steps]
-    return exact if len(exact) else table
+    distance = np.log(table["warmup_steps"].clip(1) / max(1, config.warmup_steps)).abs()
+    return table[distance == distance.min()]

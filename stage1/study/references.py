@@ -14,8 +14,9 @@ from stage1.compress import Compression
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.evaluation.reconstruction import reconstruction
+from stage1.loss_parts import ExampleBatch, ObjectiveContext
 from stage1.model.generation import by_length
-from stage1.objectives import ExampleBatch, ObjectiveContext, answer_ce, as_found, option2_prompt_ce
+from stage1.objectives import answer_ce, as_found, option2_prompt_ce
 from stage1.training.gradients import Lookup, lookup_context
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from stage1 import names
-from stage1.objectives import Term, Terms, total
+from stage1.loss_parts import Term, Terms, total
 from stage1.training.gradients import Vectors
 
 

@@ -15,7 +15,8 @@ from jaxtyping import Float64, Int64
 
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
-from stage1.objectives import Batch, ExampleBatch, TokenCounts, reads_tokens
+from stage1.loss_parts import Batch, ExampleBatch, TokenCounts
+from stage1.objectives import reads_tokens
 
 
 def steps_per_epoch(config: StudyConfig, examples: int) -> int:

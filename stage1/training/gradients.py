@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from stage1 import adapter as adapters
-from stage1.objectives import Batch, Objective, ObjectiveContext, Terms
+from stage1.loss_parts import Batch, ObjectiveContext, Terms
+from stage1.objectives import Objective
 
 Vectors = dict[str, Float[Tensor, " P"]]
 """One flat vector per term."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
-from stage1.objectives import CrossEntropy, Divergence
+from stage1.loss_parts import CrossEntropy, Divergence
 
 
 class Rows(NamedTuple):

@@ -24,8 +24,9 @@ from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.fields import require
+from stage1.loss_parts import Batch, ObjectiveContext, Terms
 from stage1.machine import processes
-from stage1.objectives import Batch, Objective, ObjectiveContext, Terms, find, reads_tokens
+from stage1.objectives import Objective, find, reads_tokens
 from stage1.training import batches
 from stage1.training.balancing import Uncertainty, balanced
 from stage1.training.gradients import TermMoments, assign_gradient, vector_sum

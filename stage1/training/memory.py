@@ -8,8 +8,8 @@ import torch
 from stage1.baselines import Adapter
 from stage1.corpus.prompts import Encoded
 from stage1.fields import require
+from stage1.loss_parts import ExampleBatch, ObjectiveContext
 from stage1.machine import processes
-from stage1.objectives import ExampleBatch, ObjectiveContext
 from stage1.training.loop import set_up, take_step
 from stage1.training.microbatches import TrainingError
 

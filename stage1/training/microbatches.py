@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from tqdm import tqdm
 
+from stage1.loss_parts import Batch, Terms
 from stage1.machine import processes
 from stage1.model import engine
-from stage1.objectives import Batch, Terms
 from stage1.training.batches import split
 from stage1.training.gradients import Vectors, embedding_gradients, term_gradients
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from stage1.objectives import Batch, Terms
+from stage1.loss_parts import Batch, Terms
 from stage1.training.gradients import TermMoments, Vectors, readings
 from stage1.training.microbatches import gradients_at_embeddings
 

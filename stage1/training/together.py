@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +23,7 @@ from stage1 import names
 from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
-from stage1.model import engine, fused_loss
-from stage1.model.greedy import greedy_ids
-from stage1.objectives import (
-    PARTS,
+from stage1.loss_parts import (
     Batch,
     Divergence,
     ExampleBatch,
@@ -36,6 +32,10 @@ from stage1.objectives import (
     Term,
     Terms,
 )
+from stage1.model import engine
+from stage1.model.greedy import greedy_ids
+from stage1.objectives import PARTS
+from stage1.training import shared_pass
 from stage1.training.batches import (
     examples_at,
     indices_at,
@@ -43,17 +43,14 @@ from stage1.training.batches import (
     token_distribution,
     tokens_at,
 )
-from stage1.training.layouts import Layout, Rows, join, layout_of, passes, ranges
+from stage1.training.layouts import Layout, layout_of
 from stage1.training.loop import Progress, check_values, curve_row
 from stage1.training.microbatches import TrainingError
 from stage1.training.observer import is_due
+from stage1.training.shared_pass import Reading, Tables
 from stage1.training.stacked import StackedAdapters
 
 ManyScores = Callable[[Sequence[Adapter]], list[dict]]
-Tables = Float[Tensor, "S V D"]
-
-PASS_TOKENS = 1 << 17
-"""Tokens that a GPU reads in one pass, of rows of similar length."""
 
 
 @dataclass
@@ -74,22 +71,6 @@ class Member:
     @property
     def objective(self) -> names.Objective:
         return names.OBJECTIVES[self.config.objective]
-
-
-class Reading(NamedTuple):
-    """What the language model reads in one step for one term of one member."""
-
-    member: int
-    term: str
-    weight: float
-    is_kl: bool
-    layout: Layout
-    chosen: Int64[np.ndarray, " B"]
-    """Rows of the layout."""
-
-    @property
-    def supervised(self) -> int:
-        return int(self.layout.supervised[self.chosen].sum())
 
 
 class Group:
@@ -238,72 +219,13 @@ class Group:
         loss = tables.new_zeros(())
         for is_kl, group in groupby(readings, key=lambda reading: reading.is_kl):
             some = list(group)
-            part, losses = self.read(some, tables, is_kl)
+            part, losses = shared_pass.read(self.context.lm, some, tables, is_kl)
             loss = loss + part
             sizes = [reading.supervised for reading in some]
             for reading, own in zip(some, losses.split(sizes), strict=True):
                 term = Term(own.mean(), reading.supervised, reading.weight)
                 terms[reading.member][reading.term] = term
         return loss
-
-    def read(
-        self, readings: Sequence[Reading], tables: Tables, is_kl: bool
-    ) -> tuple[Tensor, Float[Tensor, " N"]]:
-        """Pass the rows of these readings through the language model, those of a length together.
-
-        Return the weighted sum of the losses of all supervised tokens, and each, row by row.
-        """
-        device = tables.device
-        rows, owners = self.gather(readings, device)
-        counts = np.concatenate([reading.layout.supervised[reading.chosen] for reading in readings])
-        lengths = np.concatenate([reading.layout.lengths[reading.chosen] for reading in readings])
-        sizes = torch.tensor([reading.supervised for reading in readings])
-        scales = torch.tensor([reading.weight for reading in readings]) / sizes
-        weights = scales.repeat_interleave(sizes).to(device)
-        masked = [[reading.layout.is_masked] * len(reading.chosen) for reading in readings]
-        is_masked = np.concatenate(masked)
-        loss, losses = tables.new_zeros(()), torch.empty_like(weights)
-        for some in passes(lengths, PASS_TOKENS if device.type == "cuda" else None):
-            index, places = (torch.from_numpy(x).to(device) for x in (some, ranges(counts, some)))
-            part = rows.gather(index, int(lengths[some].max()))
-            about = is_kl, bool(is_masked[some].any())
-            value, own = self.losses(part, owners[index], tables, weights[places], *about)
-            loss, losses[places] = loss + value, own
-        return loss, losses
-
-    def losses(
-        self,
-        rows: Rows,
-        owners: Int64[Tensor, " R"],
-        tables: Tables,
-        weights: Float[Tensor, " N"],
-        is_kl: bool,
-        is_masked: bool,
-    ) -> tuple[Tensor, Float[Tensor, " N"]]:
-        """Return the weighted sum of the losses of one pass of the language model, and each."""
-        lm = self.context.lm
-        original = lm.embed(rows.ids).to(tables.dtype)
-        adapted = embedding(rows.ids + owners[:, None] * tables.shape[1], tables.flatten(0, 1))
-        inputs = torch.where(rows.is_prompt[..., None], adapted, original)
-        hidden = lm.hidden(inputs, rows.predicts, rows.visible if is_masked else None)
-        if is_kl:
-            with torch.no_grad():
-                teacher = lm.hidden(original, rows.predicts)
-            return fused_loss.weighted_kl(hidden, lm.head, teacher, weights)
-        targets = rows.ids.roll(-1, 1)[rows.predicts]
-        return fused_loss.weighted_cross_entropy(hidden, lm.head, targets, weights)
-
-    def gather(
-        self, readings: Sequence[Reading], device: torch.device
-    ) -> tuple[Rows, Int64[Tensor, " R"]]:
-        """Return the rows of all readings, and the member whose prompt each one holds."""
-        parts, owners = [], []
-        for reading in readings:
-            length = int(reading.layout.lengths[reading.chosen].max())
-            index = torch.tensor(reading.chosen, device=device)
-            parts.append(reading.layout.rows.gather(index, length))
-            owners += [reading.member] * len(reading.chosen)
-        return join(parts, self.context.lm.pad_token), torch.tensor(owners, device=device)
 
     def record_selection(self, step: int, selection_scores: ManyScores) -> None:
         """Write every member's scores on the selection split."""

@@ -20,7 +20,7 @@ from stage1 import store
 from stage1.adapter import CHUNK
 from stage1.baselines import Adapter
 from stage1.config import StudyConfig
-from stage1.objectives import ObjectiveContext
+from stage1.loss_parts import ObjectiveContext
 from stage1.training.microbatches import TrainingError
 from stage1.training.stacked import Captured, StackedAdapters
 

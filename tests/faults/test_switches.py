@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from stage1 import adapter as adapters
-from stage1 import compress, gallery, objectives, study
+from stage1 import compress, gallery, loss_parts, objectives, study
 from stage1.adapter import Adapter
 from stage1.config import StudyConfig
 from stage1.corpus import data, prompts
 from stage1.corpus.prompts import token_counts
 from stage1.evaluation import conditions
 from stage1.faults import current, switched_on
+from stage1.loss_parts import ExampleBatch
 from stage1.model import generation
 from stage1.model.language_model import FrozenLM
-from stage1.objectives import ExampleBatch
 from stage1.scoring import squad, tables
 from stage1.study import Study
 from stage1.training import loop
@@ -40,10 +40,10 @@ class World:
     def study(self) -> Study:
         return study.prepare(self.config)
 
-    def sharp_context(self) -> objectives.ObjectiveContext:
+    def sharp_context(self) -> loss_parts.ObjectiveContext:
         table = self.sharp.embedding_table
         fitted = compress.fit_pca(table, torch.ones(len(table), dtype=torch.int64), 4)
-        return objectives.ObjectiveContext(self.sharp, fitted.compress(table), self.config, 1.0)
+        return loss_parts.ObjectiveContext(self.sharp, fitted.compress(table), self.config, 1.0)
 
     def rows(self, split: str = "train") -> list[dict]:
         return data.rows(self.config, split)
@@ -231,7 +231,7 @@ def batch_of(lengths: list[int]) -> ExampleBatch:
     return ExampleBatch(own, [[*rng.integers(10, 4_000, 3).tolist(), 2] for _ in own])
 
 
-def cross_entropy(world: World, batch: ExampleBatch) -> objectives.Term:
+def cross_entropy(world: World, batch: ExampleBatch) -> loss_parts.Term:
     context = world.sharp_context()
     lookup = torch.nn.Linear(4, world.sharp.embedding_table.shape[1])
     torch.nn.init.constant_(lookup.weight, 0.1)

@@ -20,12 +20,13 @@ from stage1.config import StudyConfig
 from stage1.corpus import almanac
 from stage1.corpus.prompts import Encoded, encode
 from stage1.evaluation import conditions
+from stage1.loss_parts import ExampleBatch, total
 from stage1.model import engine, fused_loss, language_model
 from stage1.model.engine import FP8, Fp8Linear, quantised, scaled_matmul
 from stage1.model.generation import generate, generate_ids
 from stage1.model.language_model import FrozenLM
 from stage1.model.token_batch import BLOCK, packed_batch
-from stage1.objectives import ExampleBatch, find, total
+from stage1.objectives import find
 from stage1.training.gradients import embedding_gradients
 
 PROMPTS = [[1, 10, 11, 12], [1, 20], [1, 5, 6, 7, 8, 9, 10, 11, 12, 13], [1, 2, 0, 3]]

@@ -204,6 +204,9 @@ def test_the_records_are_read_from_their_files(e, tmp_path, monkeypatch):
     for field in fields(evidence.Evidence)[1:]:
         one, other = getattr(loaded, field.name), getattr(e, field.name)
         pd.testing.assert_frame_equal(one, other, obj=field.name)
+    other = StudyConfig(initialisation="random", output_scaling="unit_rms", target_f1=75.0)
+    loaded = evidence.load(other, **arguments)
+    assert loaded.adapter == e.adapter and loaded.config.target_f1 == 75.0
     (folder / "full" / "weights.csv").unlink()
     message = r"weights\.csv: no such table; `python -m stage1\.study\.sweep` makes it"
     with pytest.raises(store.RecordError, match=message):

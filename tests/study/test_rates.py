@@ -127,7 +127,8 @@ def test_an_adapter_is_trained_at_the_searched_rate_which_its_checkpoint_holds(
     assert state["config"] == store.identity(open_rate.replace(learning_rate=2.0e-3))
 
 
-def test_a_warm_up_of_the_same_length_comes_first(tried):
-    tried((1e-3, 90.0, {"warmup_steps": 400}), (3e-3, 50.0, {"warmup_steps": 5_000}))
+def test_only_the_nearest_length_of_a_warm_up_counts(tried):
+    tried((1e-3, 50.0, {"warmup_steps": 400}), (3e-3, 90.0, {"warmup_steps": 5_000}))
     assert learning_rate(OPEN.replace(warmup_steps=5_000)) == 3.0e-3
     assert learning_rate(OPEN.replace(warmup_steps=600)) == 1.0e-3
+    assert learning_rate(OPEN.replace(warmup_steps=2_000)) == 3.0e-3

@@ -14,8 +14,8 @@ from stage1.compress import Compression, fit_pca, variance
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.evaluation import reconstruction
+from stage1.loss_parts import ObjectiveContext
 from stage1.model import language_model
-from stage1.objectives import ObjectiveContext
 
 PROMPTS = [[1, 10, 11, 12, 10], [1, 20], [1, 11, 30, 31, 32, 33]]
 ANSWERS = [[30, 2], [31, 32, 2], [2]]

@@ -9,8 +9,8 @@ import pytest
 
 from stage1 import objectives, store, study
 from stage1.config import StudyConfig, load_preset
+from stage1.loss_parts import ExampleBatch, ObjectiveContext, Term
 from stage1.names import OBJECTIVES
-from stage1.objectives import ExampleBatch, ObjectiveContext, Term
 from stage1.scoring.tables import condition_table
 from stage1.study import rates, runs, sweep
 from stage1.study.sweep import columns, grid, recorded_fields, trial

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stage1.objectives import Term, total
+from stage1.loss_parts import Term, total
 from stage1.training.balancing import Uncertainty, equal_norms
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
-from stage1.objectives import ExampleBatch, TokenCounts, prompt_tokens
+from stage1.loss_parts import ExampleBatch, TokenCounts
+from stage1.objectives import prompt_tokens
 from stage1.training.batches import (
     examples_at,
     partition,

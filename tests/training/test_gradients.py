@@ -14,7 +14,8 @@ from stage1 import adapter as adapters
 from stage1.baselines import Adapter
 from stage1.compress import fit_pca, variance
 from stage1.config import StudyConfig
-from stage1.objectives import ExampleBatch, ObjectiveContext, Term, find, total
+from stage1.loss_parts import ExampleBatch, ObjectiveContext, Term, total
+from stage1.objectives import find
 from stage1.training import gradients
 from stage1.training.gradients import TermMoments, term_gradients
 

@@ -9,7 +9,7 @@ import torch
 from stage1 import adapter as adapters
 from stage1 import study
 from stage1.names import OBJECTIVES
-from stage1.training import layouts, together
+from stage1.training import layouts, shared_pass
 from stage1.training.loop import train
 from stage1.training.microbatches import TrainingError
 from stage1.training.together import train_together
@@ -163,7 +163,7 @@ def test_weights_norms_and_layouts_are_each_adapters_own(prepared):
 
 def test_rows_may_be_read_in_passes_of_similar_length(prepared, monkeypatch):
     whole, _ = at_once(prepared, ADAPTERS)
-    monkeypatch.setattr(together, "passes", lambda lengths, _: layouts.passes(lengths, 300))
+    monkeypatch.setattr(shared_pass, "passes", lambda lengths, _: layouts.passes(lengths, 300))
     parts, _ = at_once(prepared, ADAPTERS)
     for change, one, other in zip(ADAPTERS, whole, parts, strict=True):
         assert torch.allclose(flat(one), flat(other), atol=2e-4), change

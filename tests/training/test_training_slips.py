@@ -5,7 +5,7 @@ import torch
 from training_bench import BASE, Interrupted, interrupt, same_weights, watch, weights_of
 
 from stage1 import adapter as adapters
-from stage1 import objectives, store
+from stage1 import loss_parts, store
 from stage1.training import loop, warmup
 from stage1.training.stacked import StackedAdapters
 from stage1.training.together import train_together
@@ -16,11 +16,11 @@ HALF = BASE.replace(dtype="bfloat16")
 
 
 @pytest.fixture
-def half_context(bench, tiny_lm) -> objectives.ObjectiveContext:
+def half_context(bench, tiny_lm) -> loss_parts.ObjectiveContext:
     """A context whose language model, and so its embedding table, is in bfloat16."""
     tiny_lm.model.to(torch.bfloat16)
     codebook = bench.compression.compress(tiny_lm.embedding_table)
-    return objectives.ObjectiveContext(tiny_lm, codebook, HALF, 1.0)
+    return loss_parts.ObjectiveContext(tiny_lm, codebook, HALF, 1.0)
 
 
 # ---------------------------------------------------------------- what is trained
@@ -32,7 +32,7 @@ def test_the_adapter_of_a_bfloat16_model_is_made_and_trained_in_float32(bench, h
     state = loop.set_up(adapter, half_context, 8, None)
     moved = [p for group in state.optimizer.param_groups for p in group["params"]]
     assert {p.dtype for p in [*adapter.parameters(), *moved]} == {torch.float32}
-    batch = objectives.ExampleBatch(bench.encoded.prompts[:8], bench.encoded.answers[:8])
+    batch = loss_parts.ExampleBatch(bench.encoded.prompts[:8], bench.encoded.answers[:8])
     loop.take_step(state, batch)
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
     assert any(not torch.equal(p, p.bfloat16().float()) for p in adapter.parameters())
@@ -43,7 +43,7 @@ def test_adapters_of_a_bfloat16_model_are_stacked_and_warmed_up_in_float32(bench
     adapter = adapters.make(bench.compression, table, counts, HALF)
     stack = StackedAdapters([adapter], [HALF], [1e-2], 8)
     assert {p.dtype for p in stack.parameters} == {torch.float32}
-    context = objectives.ObjectiveContext(
+    context = loss_parts.ObjectiveContext(
         half_context.lm, half_context.codebook, HALF.replace(warmup_steps=2), 1.0
     )
     warm_up([adapter], context, bench.counts, show=False)

@@ -14,8 +14,9 @@ from stage1.baselines import Adapter
 from stage1.compress import Compression, fit_pca, variance
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded, token_counts
+from stage1.loss_parts import ExampleBatch, ObjectiveContext, Term
 from stage1.model.language_model import FrozenLM
-from stage1.objectives import FUNCTIONS, ExampleBatch, ObjectiveContext, Term
+from stage1.objectives import FUNCTIONS
 from stage1.training import Progress, train
 
 N = 30  # examples: at a batch size of 8 that is 4 steps an epoch, the last one of 6

@@ -1,0 +1,96 @@
+"""One pass of the language model over the rows of many adapters, and each token's loss in it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from stage1.model import fused_loss
+from stage1.model.language_model import FrozenLM
+from stage1.training.layouts import Layout, Rows, join, passes, ranges
+
+Tables = Float[Tensor, "S V D"]
+
+PASS_TOKENS = 1 << 17
+"""Tokens that a GPU reads in one pass, of rows of similar length."""
+
+
+class Reading(NamedTuple):
+    """What the language model reads in one step for one term of one member."""
+
+    member: int
+    term: str
+    weight: float
+    is_kl: bool
+    layout: Layout
+    chosen: Int64[np.ndarray, " B"]
+    """Rows of the layout."""
+
+    @property
+    def supervised(self) -> int:
+        return int(self.layout.supervised[self.chosen].sum())
+
+
+def read(
+    lm: FrozenLM, readings: Sequence[Reading], tables: Tables, is_kl: bool
+) -> tuple[Tensor, Float[Tensor, " N"]]:
+    """Pass the rows of these readings through the language model, those of a length together.
+
+    Return the weighted sum of the losses of all supervised tokens, and each, row by row.
+    """
+    device = tables.device
+    rows, owners = gather(readings, lm.pad_token, device)
+    counts = np.concatenate([reading.layout.supervised[reading.chosen] for reading in readings])
+    lengths = np.concatenate([reading.layout.lengths[reading.chosen] for reading in readings])
+    sizes = torch.tensor([reading.supervised for reading in readings])
+    scales = torch.tensor([reading.weight for reading in readings]) / sizes
+    weights = scales.repeat_interleave(sizes).to(device)
+    masked = [[reading.layout.is_masked] * len(reading.chosen) for reading in readings]
+    is_masked = np.concatenate(masked)
+    loss, losses = tables.new_zeros(()), torch.empty_like(weights)
+    for some in passes(lengths, PASS_TOKENS if device.type == "cuda" else None):
+        index, places = (torch.from_numpy(x).to(device) for x in (some, ranges(counts, some)))
+        part = rows.gather(index, int(lengths[some].max()))
+        about = is_kl, bool(is_masked[some].any())
+        value, own = losses_of(lm, part, owners[index], tables, weights[places], *about)
+        loss, losses[places] = loss + value, own
+    return loss, losses
+
+
+def losses_of(
+    lm: FrozenLM,
+    rows: Rows,
+    owners: Int64[Tensor, " R"],
+    tables: Tables,
+    weights: Float[Tensor, " N"],
+    is_kl: bool,
+    is_masked: bool,
+) -> tuple[Tensor, Float[Tensor, " N"]]:
+    """Return the weighted sum of the losses of one pass of the language model, and each."""
+    original = lm.embed(rows.ids).to(tables.dtype)
+    adapted = embedding(rows.ids + owners[:, None] * tables.shape[1], tables.flatten(0, 1))
+    inputs = torch.where(rows.is_prompt[..., None], adapted, original)
+    hidden = lm.hidden(inputs, rows.predicts, rows.visible if is_masked else None)
+    if is_kl:
+        with torch.no_grad():
+            teacher = lm.hidden(original, rows.predicts)
+        return fused_loss.weighted_kl(hidden, lm.head, teacher, weights)
+    targets = rows.ids.roll(-1, 1)[rows.predicts]
+    return fused_loss.weighted_cross_entropy(hidden, lm.head, targets, weights)
+
+
+def gather(
+    readings: Sequence[Reading], pad_token: int, device: torch.device
+) -> tuple[Rows, Int64[Tensor, " R"]]:
+    """Return the rows of all readings, and the member whose prompt each one holds."""
+    parts, owners = [], []
+    for reading in readings:
+        length = int(reading.layout.lengths[reading.chosen].max())
+        index = torch.tensor(reading.chosen, device=device)
+        parts.append(reading.layout.rows.gather(index, length))
+        owners += [reading.member] * len(reading.chosen)
+    return join(parts, pad_token), torch.tensor(owners, device=device)
