@@ -59,8 +59,10 @@ def answer(table: pd.DataFrame, runs: pd.DataFrame, lines: Mapping[str, float]) 
         seeds = runs.loc[runs["objective"] == name, "f1"]
         axis.scatter(seeds, [y - 0.22] * len(seeds), s=9, color=plots.colour(name), alpha=0.5)
         plots.mean_with_interval(axis, row, "f1", y, name)
-        place = (row["f1_high"], y)
-        axis.annotate(f"{row['f1']:.1f}", place, (5, -3), textcoords="offset points", fontsize=8)
+        # Left of high scores, where the ceiling's line stands on the right.
+        end, shift, side = ("f1_low", -5, "right") if row["f1"] > 85 else ("f1_high", 5, "left")
+        text, place = f"{row['f1']:.1f}", (row[end], y)
+        axis.annotate(text, place, (shift, -3), textcoords="offset points", fontsize=8, ha=side)
     for (name, value), style in zip(lines.items(), cycle([*LINES, (0, (1, 4))]), strict=False):
         label = f"{name} ({value:.1f})"
         axis.axvline(value, color="black", linewidth=1, linestyle=style, label=label)
