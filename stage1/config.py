@@ -71,6 +71,13 @@ class StudyConfig:
     """`almanac` (built in), a dataset id on the hub such as `rajpurkar/squad`, a SQuAD v1.1 JSON
     file, a .jsonl file of questions, or a folder written by `datasets.save_to_disk`."""
 
+    test_data: str = of_data("")
+    """Where test questions come from, if not from `data`: a source of the same kinds."""
+
+    titles: str = of_data("")
+    """File with the titles of the articles that training and selection may use, one per line, or
+    `squad-44`: those of SQuAD's training set that the English model never saw. Empty: all."""
+
     train_examples: int = of_data(10_000, allowed=ZERO, recorded=True)
     """Training questions, before those with a truncated answer are dropped (examples)."""
 
@@ -101,7 +108,8 @@ class StudyConfig:
 
     # language model
     language_model: str = of_model("shipped", recorded=True, searched=True)
-    """`shipped` (in the package), a local folder with safetensors, or a model id on the hub."""
+    """`shipped` (reads the almanac) or `english`, both in the package, a local folder with
+    safetensors, or a model id on the hub."""
 
     shape_only: bool = of_model(False)
     """Builds the language model from its config alone, with random weights: a rehearsal that needs
@@ -290,8 +298,11 @@ class StudyConfig:
             require(getattr(self, name) == only, name, getattr(self, name), allowed)
         alone = self.device != "sharded" or self.processes == 1
         require(alone, "processes", self.processes, "1 where device='sharded'")
-        able = self.data == "almanac" or self.answers == "short"
-        require(able, "answers", self.answers, f"'short' where data={self.data!r}")
+        built_in = self.data == "almanac"
+        unused = {"test_data": "", "titles": ""} if built_in else {"answers": "short"}
+        for name, only in unused.items():
+            value = getattr(self, name)
+            require(value == only, name, value, f"{only!r} where data={self.data!r}")
 
     def replace(self, **changes) -> "StudyConfig":
         """Return a copy with some fields changed. Raises ValueError for an unknown name."""

@@ -26,6 +26,8 @@ from stage1.machine import processes
 from stage1.model import engine
 
 SHIPPED = store.ASSETS / "almanac-lm"
+IN_PACKAGE = {"shipped": SHIPPED, "english": store.ASSETS / "english-lm"}
+"""Language models of the package: of the almanac, and of real English."""
 SHAPES = store.ASSETS / "shapes"
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -154,17 +156,18 @@ def choose_device(device: str) -> torch.device:
 
 
 def resolve(name: str) -> str:
-    """Return `shipped`, a folder or a hub id in the form that `from_pretrained` takes.
+    """Return `shipped`, `english`, a folder or a hub id in the form that `from_pretrained` takes.
 
     Raises FileNotFoundError for a folder that lacks a config, safetensors weights or a tokenizer.
     """
-    path = SHIPPED if name == "shipped" else Path(name).expanduser()
+    path = IN_PACKAGE.get(name, Path(name).expanduser())
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if is_hub_id and not path.exists():
         return name
     if not path.is_dir():
         raise FileNotFoundError(
-            f"language_model={name!r}: expected 'shipped', a folder, or a hub id 'owner/name'"
+            f"language_model={name!r}: expected 'shipped', 'english', a folder, or a hub id "
+            "'owner/name'"
         )
     needed = "config.json, *.safetensors, tokenizer*"
     for pattern in needed.split(", "):
@@ -225,7 +228,7 @@ def model_options(config: StudyConfig) -> dict:
 def read_weights(config: StudyConfig, device: torch.device) -> Loaded:
     """Load model and tokenizer from the package, a folder or the hub, straight onto the device."""
     source = resolve(config.language_model)
-    if source == str(SHIPPED):
+    if config.language_model in IN_PACKAGE:
         logging.disable_progress_bar()  # it loads at once
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

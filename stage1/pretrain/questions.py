@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stage1.corpus.data import check_answers, flat_rows
-from stage1.pretrain.text import cleaned, hub_rows, json_lines, kind, opened
+from stage1.corpus.squad_files import check_answers, flat_rows, kind, opened
+from stage1.pretrain.text import cleaned, hub_rows, json_lines
 
-QUESTION_KINDS = (".json", ".jsonl")
 EXPECTED = "expected 'context', 'question', and 'answer' or SQuAD's 'answers'"
 
 

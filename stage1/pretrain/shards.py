@@ -19,12 +19,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stage1 import store
+from stage1.corpus import squad_files
 from stage1.fields import require
 from stage1.pretrain import packing
 from stage1.pretrain.held_out import HeldOut
 from stage1.pretrain.options import add_options, config_from
 from stage1.pretrain.packing import Rows
-from stage1.pretrain.questions import QUESTION_KINDS, squad_rows
+from stage1.pretrain.questions import squad_rows
 from stage1.pretrain.rows import byte_level_bpe
 from stage1.pretrain.selection import Kept, cloze_groups, question_groups, tokenizer_texts
 from stage1.pretrain.text import TEXT_KINDS, check_sources
@@ -71,7 +72,7 @@ class ShardConfig:
         require(self.vocabulary <= most, "vocabulary", self.vocabulary, f"at most {most:,}")
         require(bool(self.text), "text", self.text, "at least one source of text")
         check_sources(self.text, "text", TEXT_KINDS)
-        check_sources(self.questions, "questions", QUESTION_KINDS)
+        check_sources(self.questions, "questions", squad_files.KINDS)
         for path in self.held_out:
             require(Path(path).is_file(), "held_out", path, "an existing SQuAD .json file")
 

@@ -5,31 +5,19 @@ document), a folder of such files, or a hub dataset with a column `text`; files 
 or gzip.
 """
 
-import gzip
 import json
-import lzma
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import TextIOWrapper
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-OPENERS: Mapping[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
+from stage1.corpus.squad_files import kind, opened
+
 TEXT_KINDS = (".jsonl", ".txt", ".md")
 LEAST_WORDS = 6
 """Shorter paragraphs are headings, captions and leftovers of tables."""
 UNWANTED = re.compile(r"<(?:pad|bos|eos)>|[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\ufeff\ufffd]")
-
-
-def opened(path: Path) -> TextIOWrapper:
-    """Open a UTF-8 text file, unpacking `.xz` and `.gz`."""
-    return OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8")
-
-
-def kind(path: Path) -> str:
-    """Return a file's suffix below that of its packing: `.jsonl` for `a.jsonl.xz`."""
-    return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
 
 
 def is_hub_id(source: str) -> bool:

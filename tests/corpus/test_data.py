@@ -7,8 +7,9 @@ import datasets
 import pytest
 
 from stage1.config import StudyConfig
-from stage1.corpus.data import SPLITS, load_split, read_squad_json, rows
+from stage1.corpus.data import SPLITS, load_split, rows
 from stage1.corpus.grammar import grammar
+from stage1.corpus.squad_files import read_squad_json
 
 ARTICLES = 12
 PER_ARTICLE = 4

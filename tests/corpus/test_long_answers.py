@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from stage1.config import StudyConfig, load_preset
 from stage1.corpus import almanac
-from stage1.corpus.data import SPLITS, check_answers, rows
+from stage1.corpus.data import SPLITS, rows
 from stage1.corpus.grammar import grammar
 from stage1.corpus.prompts import encode
+from stage1.corpus.squad_files import check_answers
 from stage1.corpus.writer import Fact, Writer
 
 INDICES = st.integers(0, 10**6)

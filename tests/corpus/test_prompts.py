@@ -9,8 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stage1.config import StudyConfig
-from stage1.corpus import almanac, data
+from stage1.corpus import almanac
 from stage1.corpus.prompts import encode, render, token_counts
+from stage1.corpus.squad_files import read_squad_json
 
 CONFIG = StudyConfig()
 
@@ -186,7 +187,7 @@ def test_a_training_answer_over_its_budget_is_dropped(tokenizer):
 
 @pytest.mark.slow
 def test_real_squad_prompts_fit_their_budget(squad_sample, tokenizer):
-    examples = data.read_squad_json(squad_sample).slice(0, 1_000).to_pylist()
+    examples = read_squad_json(squad_sample).slice(0, 1_000).to_pylist()
     config = CONFIG.replace(max_prompt_tokens=200)
     encoded = encode(examples, tokenizer, config, training=True)
     assert encoded.shortened > 100 and encoded.dropped > 10
