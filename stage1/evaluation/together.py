@@ -13,8 +13,8 @@ from stage1.evaluation.conditions import evaluate, score_answers, teacher_forced
 from stage1.model.generation import generate
 from stage1.model.language_model import FrozenLM
 
-BATCH = 2_048
-"""Prompts of small language models that a GPU generates for at a time."""
+BATCH_VALUES, LARGEST_BATCH = 3_000_000, 2_048
+"""Prompts times layers times width that a GPU generates for at a time, and prompts at most."""
 
 
 def evaluate_together(
@@ -45,7 +45,8 @@ def evaluate_in_shared_batches(
 
     A prompt's token ids are offset by its condition's place in the stack of tables.
     """
-    V, flat, batch = tables.shape[1], tables.flatten(0, 1), max(config.eval_batch_size, BATCH)
+    V, flat = tables.shape[1], tables.flatten(0, 1)
+    batch = max(config.eval_batch_size, min(LARGEST_BATCH, BATCH_VALUES // lm.values_per_token))
     prompts = []
     for row in range(len(tables)):
         prompts += [[token + row * V for token in prompt] for prompt in encoded.prompts]

@@ -68,6 +68,12 @@ class FrozenLM:
         pad = self.tokenizer.pad_token_id
         return self.end_tokens[0] if pad is None else pad
 
+    @property
+    def values_per_token(self) -> int:
+        """Layers times width: what a token takes in memory, up to a factor."""
+        shape = self.model.config.get_text_config()
+        return shape.num_hidden_layers * shape.hidden_size
+
     def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         return self.model.get_input_embeddings()(ids.to(self.device))
 

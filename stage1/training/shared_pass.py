@@ -15,8 +15,8 @@ from stage1.training.layouts import Layout, Rows, join, passes, ranges
 
 Tables = Float[Tensor, "S V D"]
 
-PASS_TOKENS = 1 << 17
-"""Tokens that a GPU reads in one pass, of rows of similar length."""
+PASS_VALUES = 100_000_000
+"""Tokens times layers times width that a GPU reads in one pass, of rows of similar length."""
 
 
 class Reading(NamedTuple):
@@ -52,7 +52,8 @@ def read(
     masked = [[reading.layout.is_masked] * len(reading.chosen) for reading in readings]
     is_masked = np.concatenate(masked)
     loss, losses = tables.new_zeros(()), torch.empty_like(weights)
-    for some in passes(lengths, PASS_TOKENS if device.type == "cuda" else None):
+    limit = max(1, PASS_VALUES // lm.values_per_token) if device.type == "cuda" else None
+    for some in passes(lengths, limit):
         index, places = (torch.from_numpy(x).to(device) for x in (some, ranges(counts, some)))
         part = rows.gather(index, int(lengths[some].max()))
         about = is_kl, bool(is_masked[some].any())
