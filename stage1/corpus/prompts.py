@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
+CHAT_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""Variables that some chat templates read. Qwen3's would let the model think before it answers, and
+Llama-3.2's writes the day of the run; the date is the one that Llama-3.1's has."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -23,9 +27,10 @@ class Encoded:
     titles: list[str]
     golds: list[list[str]]
     prompts: list[list[int]]
-    """Begin token, context, question and answer cue; at most `max_prompt_tokens` each."""
+    """Begin token, if the tokenizer writes one, context, question and answer cue; at most
+    `max_prompt_tokens` each."""
     answers: list[list[int]]
-    """First gold answer and the end token, without a begin token."""
+    """First gold answer and the token that ends it, without a begin token."""
     shortened: int
     """Prompts that lost the end of their context."""
     dropped: int
@@ -64,9 +69,11 @@ def render(
             "prompt_template='chat': this tokenizer has no chat template; expected 'plain'"
         )
     turns = [{"role": "user", "content": text}]
-    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS
+    )
     turns.append({"role": "assistant", "content": answer})
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, **CHAT_OPTIONS)
     assert isinstance(prompt, str) and isinstance(whole, str)
     if not whole.startswith(prompt):
         raise ValueError(
@@ -82,10 +89,30 @@ def tokenize_prompts(tokenizer: Tokenizer, template: str, texts: list[str]) -> l
 
 
 def tokenize_answers(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Tokenize answers up to the first end token; a chat template may write more after it."""
-    end = tokenizer.eos_token_id
+    """Tokenize answers up to the first token that ends a turn, or else add the end token.
+
+    A chat template may end turns with a token of its own, and write more after it.
+    """
+    ends = control_tokens(tokenizer)
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    return [(ids[: ids.index(end)] if end in ids else ids) + [end] for ids in answers]
+    stops = [next((i for i, token in enumerate(ids) if token in ends), None) for ids in answers]
+    return [
+        [*ids, tokenizer.eos_token_id] if stop is None else ids[: stop + 1]
+        for ids, stop in zip(answers, stops, strict=True)
+    ]
+
+
+def control_tokens(tokenizer: Tokenizer) -> set[int]:
+    """Return the end token and all special tokens but the unknown one, which stands for text."""
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return special - {tokenizer.unk_token_id} | {tokenizer.eos_token_id}
+
+
+def answer_end(tokenizer: Tokenizer, template: str) -> int:
+    """Return the token that ends an answer; raises what `render` raises."""
+    _, text = render(tokenizer, template, "", "", "a")
+    ids, ends = tokenizer(text, add_special_tokens=False)["input_ids"], control_tokens(tokenizer)
+    return next((token for token in ids if token in ends), tokenizer.eos_token_id)
 
 
 def shorten(
