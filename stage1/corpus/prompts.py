@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
-CHAT_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+CHAT_OPTIONS: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """Variables that some chat templates read. Qwen3's would let the model think before it answers, and
 Llama-3.2's writes the day of the run; the date is the one that Llama-3.1's has."""
 
@@ -88,31 +88,22 @@ def tokenize_prompts(tokenizer: Tokenizer, template: str, texts: list[str]) -> l
     return tokenizer(texts, add_special_tokens=special)["input_ids"] if texts else []
 
 
-def tokenize_answers(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Tokenize answers up to the first token that ends a turn, or else add the end token.
-
-    A chat template may end turns with a token of its own, and write more after it.
-    """
-    ends = control_tokens(tokenizer)
+def tokenize_answers(tokenizer: Tokenizer, texts: list[str], end: int) -> list[list[int]]:
+    """Tokenize answers up to the first end token; a chat template may write more after it."""
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    stops = [next((i for i, token in enumerate(ids) if token in ends), None) for ids in answers]
-    return [
-        [*ids, tokenizer.eos_token_id] if stop is None else ids[: stop + 1]
-        for ids, stop in zip(answers, stops, strict=True)
-    ]
-
-
-def control_tokens(tokenizer: Tokenizer) -> set[int]:
-    """Return the end token and all special tokens but the unknown one, which stands for text."""
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return special - {tokenizer.unk_token_id} | {tokenizer.eos_token_id}
+    return [(ids[: ids.index(end)] if end in ids else ids) + [end] for ids in answers]
 
 
 def answer_end(tokenizer: Tokenizer, template: str) -> int:
-    """Return the token that ends an answer; raises what `render` raises."""
-    _, text = render(tokenizer, template, "", "", "a")
-    ids, ends = tokenizer(text, add_special_tokens=False)["input_ids"], control_tokens(tokenizer)
-    return next((token for token in ids if token in ends), tokenizer.eos_token_id)
+    """Return the token that ends an answer: the first special one after it in the template.
+
+    It may differ from the tokenizer's end token, which stands in where the template writes none.
+    Raises what `render` raises.
+    """
+    _, text = render(tokenizer, template, "", "", "answer")
+    after = tokenizer(text.rpartition("answer")[2], add_special_tokens=False)["input_ids"]
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((token for token in after if token in special), tokenizer.eos_token_id)
 
 
 def shorten(
@@ -158,7 +149,8 @@ def encode(
         for row, gold in zip(rows, golds, strict=True)
     ]
     prompts = tokenize_prompts(tokenizer, template, [prompt for prompt, _ in texts])
-    answers = tokenize_answers(tokenizer, [answer for _, answer in texts])
+    end = answer_end(tokenizer, template)
+    answers = tokenize_answers(tokenizer, [answer for _, answer in texts], end)
     shortened, chosen = 0, []
     for i, row in enumerate(rows):
         kept = len(row["context"])
