@@ -53,13 +53,21 @@ You are a helpful assistant.<|eot|>
 {% endif %}"""
 
 TOKENS = {
-    "llama32_1b": {"bos_token": "<|begin|>", "eos_token": "<|eot|>", "chat_template": LLAMA},
-    "qwen3_06b": {"eos_token": "<|eot|>", "pad_token": "<|end|>", "add_bos_token": False,
-                  "chat_template": QWEN},
-    "smollm2_135m": {"bos_token": "<|start|>", "eos_token": "<|eot|>", "pad_token": "<|eot|>",
-                     "unk_token": "<|end|>", "chat_template": SMOLLM},
+    "llama32_1b": {
+        "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": LLAMA,
+        "bos_token": "<|begin|>", "eos_token": "<|eot|>",
+    },
+    "qwen3_06b": {
+        "tokenizer_class": "Qwen2Tokenizer", "chat_template": QWEN, "add_bos_token": False,
+        "eos_token": "<|eot|>", "pad_token": "<|endoftext|>",
+    },
+    "smollm2_135m": {
+        "tokenizer_class": "GPT2Tokenizer", "chat_template": SMOLLM, "bos_token": "<|start|>",
+        "eos_token": "<|eot|>", "pad_token": "<|eot|>", "unk_token": "<|endoftext|>",
+    },
 }  # fmt: skip
-"""What each tokenizer names: no pad token, no begin token, a begin token that it never writes."""
+"""The class of each real tokenizer, and what it names. Llama's has no pad token, Qwen's no begin
+token, and SmolLM's names one that it never writes by itself."""
 
 
 def shrunk(name: str, **changes) -> dict:
@@ -79,7 +87,7 @@ def write(folder: Path, name: str, shape: dict | None = None, **tokenizer_change
     (folder / "config.json").write_text(json.dumps(own), "utf-8")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    model.generation_config.eos_token_id = [vocabulary["<|eot|>"], vocabulary["<|end|>"]]
+    model.generation_config.eos_token_id = [vocabulary["<|eot|>"], vocabulary["<|endoftext|>"]]
     model.save_pretrained(folder)
     return folder
 
@@ -88,7 +96,7 @@ def write_tokenizer(folder: Path, name: str, **changes) -> dict[str, int]:
     """Write the shipped byte-level vocabulary with the special tokens of chat; return their ids."""
     tokenizer = json.loads((SHIPPED / "tokenizer.json").read_text("utf-8"))
     plain = tokenizer["added_tokens"][0]
-    names = ["<|begin|>", "<|end|>", "<|start|>", "<|eot|>"]
+    names = ["<|begin|>", "<|endoftext|>", "<|start|>", "<|eot|>"]
     ids = {content: len(tokenizer["model"]["vocab"]) + i for i, content in enumerate(names)}
     tokenizer["added_tokens"] += [plain | {"id": id, "content": c} for c, id in ids.items()]
     begin = {"id": "<|begin|>", "ids": [ids["<|begin|>"]], "tokens": ["<|begin|>"]}
@@ -100,7 +108,6 @@ def write_tokenizer(folder: Path, name: str, **changes) -> dict[str, int]:
     if name != "llama32_1b":
         tokenizer["post_processor"] = None
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    about = {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers"}
-    settings = about | TOKENS[name] | changes
+    settings = TOKENS[name] | changes
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
     return ids

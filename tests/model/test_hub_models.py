@@ -107,7 +107,7 @@ def test_a_prompt_begins_as_the_tokenizer_or_template_says_and_an_answer_ends_it
     config = toy(folders, name, prompt_template=template)
     lm = language_model.load(config)
     encoded = encode(data.rows(config, "test"), lm.tokenizer, config)
-    begin, start, eot, end = special(lm, "<|begin|>", "<|start|>", "<|eot|>", "<|end|>")
+    begin, start, eot, end = special(lm, "<|begin|>", "<|start|>", "<|eot|>", "<|endoftext|>")
     first = begin if name == "llama32_1b" else start
     for prompt, answer, golds in zip(encoded.prompts, encoded.answers, encoded.golds, strict=True):
         assert (prompt[0] == first) == (template == "chat" or first == begin)
@@ -131,9 +131,9 @@ def test_no_prompt_depends_on_the_day_of_the_run(folders):
 
 @pytest.fixture(scope="module")
 def other_end(tmp_path_factory):
-    """A folder whose tokenizer and generation config end at `<|end|>`, its chat at `<|eot|>`."""
+    """A folder whose tokenizer and generation config end at `<|endoftext|>`, its chat at `<|eot|>`."""
     folder = tmp_path_factory.mktemp("other") / "lm"
-    write(folder, "qwen3_06b", eos_token="<|end|>")
+    write(folder, "qwen3_06b", eos_token="<|endoftext|>")
     path = folder / "generation_config.json"
     end = json.loads(path.read_text())["eos_token_id"][1]
     path.write_text(json.dumps({"eos_token_id": end}))
@@ -144,7 +144,7 @@ def test_labels_generation_and_answer_end_where_the_chat_template_ends_a_turn(ot
     config = toy(other_end, "qwen3_06b")
     prepared = study.prepare(config)
     lm, answers = prepared.lm, prepared.encoded["train"].answers
-    end, eot = special(lm, "<|end|>", "<|eot|>")
+    end, eot = special(lm, "<|endoftext|>", "<|eot|>")
     assert lm.tokenizer.eos_token_id == end and lm.end_tokens == sorted([end, eot])
     assert all(row[-1] == eot and end not in row for row in answers)
     assert read_answer(lm, [*answers[0], 5]).ids == answers[0][:-1]
@@ -153,11 +153,11 @@ def test_labels_generation_and_answer_end_where_the_chat_template_ends_a_turn(ot
 
 def test_a_template_that_writes_no_answer_cue_or_text_like_a_token_ends_no_answer_early(folders):
     lm = language_model.load(toy(folders, "qwen3_06b"))
-    end, start, eot = special(lm, "<|end|>", "<|start|>", "<|eot|>")
+    end, start, eot = special(lm, "<|endoftext|>", "<|start|>", "<|eot|>")
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.split("{% if add_generation_prompt")[0]
     assert answer_end(tokenizer, "chat") == eot
-    _, text = render(tokenizer, "chat", "c", "q", "to the <|end|> of it")
+    _, text = render(tokenizer, "chat", "c", "q", "to the <|endoftext|> of it")
     (ids,) = tokenize_answers(tokenizer, [text], eot)
     assert ids[0] == start and ids.count(end) == 1 and ids.index(eot) == len(ids) - 1
 
@@ -165,7 +165,7 @@ def test_a_template_that_writes_no_answer_cue_or_text_like_a_token_ends_no_answe
 def test_a_plain_answer_ends_at_the_tokenizers_end_token(other_end):
     config = toy(other_end, "qwen3_06b", prompt_template="plain")
     lm = language_model.load(config)
-    (end,) = special(lm, "<|end|>")
+    (end,) = special(lm, "<|endoftext|>")
     encoded = encode(data.rows(config, "test"), lm.tokenizer, config)
     assert all(row[-1] == end for row in encoded.answers) and lm.end_tokens == [end]
 
@@ -186,7 +186,9 @@ def test_generation_stops_at_the_end_of_a_turn(other_end):
 @pytest.mark.parametrize("name", PRESETS)
 def test_padding_changes_no_answer_whatever_token_it_is(folders, name):
     lm = language_model.load(toy(folders, name))
-    expected = {"llama32_1b": "<|eot|>", "qwen3_06b": "<|end|>", "smollm2_135m": "<|eot|>"}[name]
+    expected = {"llama32_1b": "<|eot|>", "qwen3_06b": "<|endoftext|>", "smollm2_135m": "<|eot|>"}[
+        name
+    ]
     pads = special(lm, expected) if name != "llama32_1b" else [min(lm.end_tokens)]
     assert [lm.pad_token] == pads
     prompts = [[7, 8, 9, 10, 11], [12], [13, 14, 15]]
