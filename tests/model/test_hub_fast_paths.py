@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 from test_objectives import gradients, world
-from toy_models import SHAPE_OF, write
+from toy_models import SHAPE_OF, sharpen, write
 
 from stage1.config import StudyConfig
 from stage1.loss_parts import ExampleBatch, total
@@ -33,10 +33,7 @@ def build(request, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "configure", lambda model, config: None)
             lm = language_model.load(config)
-        rng = torch.Generator().manual_seed(0)
-        for parameter in lm.model.parameters():
-            if parameter.dim() > 1:
-                parameter.data.normal_(0, 0.3, generator=rng)
+        sharpen(lm.model)
         engine.configure(lm.model, config)
         return lm
 

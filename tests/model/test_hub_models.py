@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from toy_models import PADDING, SHAPE_OF, shrunk, write
+from toy_models import PADDING, SHAPE_OF, sharpen, shrunk, write
 
 import stage1
 from stage1 import study
@@ -24,6 +24,7 @@ from stage1.corpus.prompts import answer_end, encode, render, tokenize_answers
 from stage1.evaluation.conditions import evaluate, untrained_conditions
 from stage1.model import language_model
 from stage1.model.generation import generate, generate_ids, read_answer
+from stage1.model.greedy import greedy_ids
 from stage1.training.warmup import entry_weights
 
 PRESETS = list(SHAPE_OF)
@@ -131,7 +132,7 @@ def test_no_prompt_depends_on_the_day_of_the_run(folders):
 
 @pytest.fixture(scope="module")
 def other_end(tmp_path_factory):
-    """A folder whose tokenizer and generation config end at `<|endoftext|>`, its chat at `<|eot|>`."""
+    """A tokenizer and a generation config that end at `<|endoftext|>`, and a chat at `<|eot|>`."""
     folder = tmp_path_factory.mktemp("other") / "lm"
     write(folder, "qwen3_06b", eos_token="<|endoftext|>")
     path = folder / "generation_config.json"
@@ -183,17 +184,18 @@ def test_generation_stops_at_the_end_of_a_turn(other_end):
     assert (answer.text, answer.ids, answer.ended) == ("", [], True)
 
 
+PADS = {"llama32_1b": "<|endoftext|>", "qwen3_06b": "<|endoftext|>", "smollm2_135m": "<|eot|>"}
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_padding_changes_no_answer_whatever_token_it_is(folders, name):
+def test_padding_changes_no_answer_though_it_is_an_end_token(folders, name):
     lm = language_model.load(toy(folders, name))
-    expected = {"llama32_1b": "<|eot|>", "qwen3_06b": "<|endoftext|>", "smollm2_135m": "<|eot|>"}[
-        name
-    ]
-    pads = special(lm, expected) if name != "llama32_1b" else [min(lm.end_tokens)]
-    assert [lm.pad_token] == pads
+    sharpen(lm.model)
+    assert [lm.pad_token] == special(lm, PADS[name]) and lm.pad_token in lm.end_tokens
     prompts = [[7, 8, 9, 10, 11], [12], [13, 14, 15]]
-    together = generate_ids(lm, prompts, lm.embed, 4)
-    assert together == [generate_ids(lm, [prompt], lm.embed, 4)[0] for prompt in prompts]
+    alone = [generate_ids(lm, [prompt], lm.embed, 4)[0] for prompt in prompts]
+    assert generate_ids(lm, prompts, lm.embed, 4) == alone
+    assert greedy_ids(lm, prompts, lm.embed, 4) == alone
 
 
 def test_a_chat_template_that_is_missing_is_refused_before_the_weights(folders, tmp_path):
