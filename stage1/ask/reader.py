@@ -178,8 +178,8 @@ def load(preset: str = "quick", **changes) -> Reader:
 def make(config: StudyConfig) -> Reader:
     """Return the reader of a config; see `load`."""
     lm = language_model.load(config)
-    counts = None
+    counts, table = None, lm.embedding_table[: lm.token_rows]
     if config.weighting == "token":
         encoded = encode(data.rows(config, "train"), lm.tokenizer, config, training=True)
-        counts = torch.from_numpy(token_counts(encoded.prompts, len(lm.embedding_table)))
-    return Reader(config, lm, fit_pca(lm.embedding_table, counts, None, config.weighting))
+        counts = torch.from_numpy(token_counts(encoded.prompts, len(table)))
+    return Reader(config, lm, fit_pca(table, counts, None, config.weighting))

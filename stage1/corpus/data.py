@@ -136,7 +136,8 @@ def load_from_hub(data: str, field: str) -> "datasets.DatasetDict":
     except OSError as error:  # unreachable, unknown and gated datasets alike
         raise OSError(
             f"{field}={data!r} cannot be loaded from the hub: expected {built_in}a dataset id you "
-            f"have access to (hf auth login), or a local SQuAD .json file. {error}"
+            "have access to (hf auth login), a local SQuAD .json file, or a folder written by "
+            f"datasets.save_to_disk where there is a network. {error}"
         ) from error
 
 

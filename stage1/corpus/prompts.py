@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
+CHAT_OPTIONS: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""Variables that some chat templates read. Qwen3's would let the model think before it answers, and
+Llama-3.2's writes the day of the run; the date is the one that Llama-3.1's has."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -23,9 +27,10 @@ class Encoded:
     titles: list[str]
     golds: list[list[str]]
     prompts: list[list[int]]
-    """Begin token, context, question and answer cue; at most `max_prompt_tokens` each."""
+    """Begin token, if the tokenizer writes one, context, question and answer cue; at most
+    `max_prompt_tokens` each."""
     answers: list[list[int]]
-    """First gold answer and the end token, without a begin token."""
+    """First gold answer and the token that ends it, without a begin token."""
     shortened: int
     """Prompts that lost the end of their context."""
     dropped: int
@@ -64,9 +69,11 @@ def render(
             "prompt_template='chat': this tokenizer has no chat template; expected 'plain'"
         )
     turns = [{"role": "user", "content": text}]
-    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS
+    )
     turns.append({"role": "assistant", "content": answer})
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, **CHAT_OPTIONS)
     assert isinstance(prompt, str) and isinstance(whole, str)
     if not whole.startswith(prompt):
         raise ValueError(
@@ -81,11 +88,22 @@ def tokenize_prompts(tokenizer: Tokenizer, template: str, texts: list[str]) -> l
     return tokenizer(texts, add_special_tokens=special)["input_ids"] if texts else []
 
 
-def tokenize_answers(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+def tokenize_answers(tokenizer: Tokenizer, texts: list[str], end: int) -> list[list[int]]:
     """Tokenize answers up to the first end token; a chat template may write more after it."""
-    end = tokenizer.eos_token_id
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     return [(ids[: ids.index(end)] if end in ids else ids) + [end] for ids in answers]
+
+
+def answer_end(tokenizer: Tokenizer, template: str) -> int:
+    """Return the token that ends an answer: the first special one after it in the template.
+
+    It may differ from the tokenizer's end token, which stands in where the template writes none.
+    Raises what `render` raises.
+    """
+    _, text = render(tokenizer, template, "", "", "answer")
+    after = tokenizer(text.rpartition("answer")[2], add_special_tokens=False)["input_ids"]
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((token for token in after if token in special), tokenizer.eos_token_id)
 
 
 def shorten(
@@ -131,7 +149,8 @@ def encode(
         for row, gold in zip(rows, golds, strict=True)
     ]
     prompts = tokenize_prompts(tokenizer, template, [prompt for prompt, _ in texts])
-    answers = tokenize_answers(tokenizer, [answer for _, answer in texts])
+    end = answer_end(tokenizer, template)
+    answers = tokenize_answers(tokenizer, [answer for _, answer in texts], end)
     shortened, chosen = 0, []
     for i, row in enumerate(rows):
         kept = len(row["context"])

@@ -15,17 +15,17 @@ training prompts; 256 tokens cut SQuAD's longest in the same way."""
 
 @replaces("no_end_token", ANSWERS)
 def without_end(original):
-    def tokenize_answers(tokenizer, texts) -> list[list[int]]:
-        return [ids[:-1] for ids in original(tokenizer, texts)]
+    def tokenize_answers(*arguments) -> list[list[int]]:
+        return [ids[:-1] for ids in original(*arguments)]
 
     return tokenize_answers
 
 
 @replaces("begin_token_in_answer", ANSWERS)
 def with_begin(original):
-    def tokenize_answers(tokenizer, texts) -> list[list[int]]:
+    def tokenize_answers(tokenizer, texts, end) -> list[list[int]]:
         begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return [begin + ids for ids in original(tokenizer, texts)]
+        return [begin + ids for ids in original(tokenizer, texts, end)]
 
     return tokenize_answers
 

@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from stage1.config import StudyConfig
+from stage1.fields import require
 from stage1.model.token_batch import block_mask, dense_mask
 
 ATTENTION = "packed_or_padded"
@@ -137,6 +138,14 @@ def trimmed(base: type) -> type:
     return TrimmedLayer
 
 
+def check_window(model: PreTrainedModel, config: StudyConfig) -> None:
+    """Raise ValueError where attention slides: a packed row lets a token read its whole example."""
+    window = getattr(model.config, "sliding_window", None)
+    longest = config.max_prompt_tokens + max(config.max_answer_tokens, config.max_new_tokens)
+    allowed = f"False where attention reads {window} tokens of an example of up to {longest}"
+    require(window is None or longest <= window, "packed", config.packed, allowed)
+
+
 def configure(model: PreTrainedModel, config: StudyConfig) -> None:
     """Apply the config's engine settings in place. Raises ValueError where the model lacks support.
 
@@ -145,6 +154,8 @@ def configure(model: PreTrainedModel, config: StudyConfig) -> None:
     """
     if config.packed or config.recomputed:
         decoder_layers(model)  # otherwise unsupported models fail at the first step, or never
+    if config.packed:
+        check_window(model, config)
     last = getattr(model.base_model, "layers", [nn.Identity()])[-1]
     if config.trim_last_layer and {name for name, _ in last.named_children()} == LLAMA_LAYER:
         last.__class__ = trimmed(type(last))  # type: ignore[arg-type]

@@ -3,10 +3,12 @@
 import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from transformers.utils import logging
 
 from stage1 import store
 from stage1.config import StudyConfig
+from stage1.corpus import prompts
 from stage1.machine import processes
 from stage1.model import engine
 
@@ -54,9 +57,18 @@ class FrozenLM:
     def embedding_table(self) -> Float[Tensor, "V D"]:
         return self.model.get_input_embeddings().weight  # type: ignore[return-value]
 
+    @cached_property
+    def token_rows(self) -> int:
+        """Number of rows of the table that tokens use; some models pad it beyond the tokenizer."""
+        last = max(self.tokenizer.get_vocab().values())
+        return min(last + 1, len(self.embedding_table))
+
     @property
     def end_tokens(self) -> list[int]:
-        """Token ids that end an answer: the generation config's and the tokenizer's own."""
+        """Token ids that end an answer: the generation config's and the tokenizer's own.
+
+        `load` adds to the former the one that ends a turn of the chat template.
+        """
         configured = self.model.generation_config.eos_token_id
         configured = configured if isinstance(configured, list) else [configured]
         ends = {*configured, self.tokenizer.eos_token_id}
@@ -196,14 +208,16 @@ def check_tokenizer_files(folder: Path, name: str) -> None:
         )
 
 
-def check_end_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise ValueError for a tokenizer that names no end token."""
+def check_ends(tokenizer: PreTrainedTokenizerBase, config: StudyConfig) -> None:
+    """Raise ValueError for a tokenizer that names no end token or lacks the chat template."""
     if tokenizer.eos_token_id is None:
         special = ", ".join(tokenizer.get_added_vocab()) or "no special token"
         raise ValueError(
-            f"language_model={name!r}: the tokenizer names no end token, which ends every answer; "
-            f"expected eos_token in its tokenizer_config.json (its vocabulary has {special})"
+            f"language_model={config.language_model!r}: the tokenizer names no end token, which "
+            "ends every answer; expected eos_token in its tokenizer_config.json (its vocabulary "
+            f"has {special})"
         )
+    prompts.answer_end(tokenizer, config.prompt_template)
 
 
 def load(config: StudyConfig) -> FrozenLM:
@@ -211,18 +225,30 @@ def load(config: StudyConfig) -> FrozenLM:
 
     It reads safetensors only and runs no remote code. Raises FileNotFoundError for an incomplete
     folder, OSError for a model that the hub refuses or that cannot be read, and ValueError for a
-    missing device, a tokenizer without an end token, or a model that lacks support for the config's
-    engine settings.
+    missing device, a tokenizer without an end token or the chat template that the config asks for,
+    or a model that lacks support for the config's engine settings.
     """
     device = choose_device(config.device)
     model, tokenizer = (build_shape if config.shape_only else read_weights)(config, device)
     # Drop the model's own sampling settings and penalties; keep its end tokens.
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=model.generation_config.eos_token_id
-    )
+    ends = end_tokens(model, tokenizer, config)
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends)
     model.requires_grad_(False).eval()
     engine.configure(model, config)
     return FrozenLM(model, tokenizer, config.language_model, config.recomputed)
+
+
+def end_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: StudyConfig
+) -> list[int]:
+    """Return the generation config's end tokens, and the one that ends the template's answers.
+
+    A tokenizer may name another one, as that of Llama-3-8B-Instruct did.
+    """
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    ends = {*configured, prompts.answer_end(tokenizer, config.prompt_template)}
+    return sorted(token for token in ends if token is not None)
 
 
 def model_options(config: StudyConfig) -> dict:
@@ -240,7 +266,7 @@ def read_weights(config: StudyConfig, device: torch.device) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise unreadable(config, error) from error
-    check_end_token(tokenizer, config.language_model)  # before the weights, which take longer
+    check_ends(tokenizer, config)  # before the weights, which take longer
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source,
@@ -255,8 +281,17 @@ def read_weights(config: StudyConfig, device: torch.device) -> Loaded:
 
 def unreadable(config: StudyConfig, error: Exception) -> OSError:
     """Return the error of a model or tokenizer that cannot be loaded."""
+    name = config.language_model
+    if isinstance(error.__cause__, LocalEntryNotFoundError):
+        return OSError(
+            f"language_model={name!r} cannot be loaded: the hub cannot be reached, and no earlier "
+            "download is in its cache. Where there is a network, run hf download "
+            f"{name} --local-dir FOLDER (hf auth login first if its page asks to accept a licence)"
+            "; then copy the folder and set language_model to it. shape_only=True with "
+            "data='almanac' rehearses without any download"
+        )
     return OSError(
-        f"language_model={config.language_model!r} cannot be loaded: expected 'shipped', a "
+        f"language_model={name!r} cannot be loaded: expected 'shipped', a "
         "local folder with safetensors, or a hub model you have access to (accept its licence "
         f"on its page, then hf auth login); shape_only=True rehearses without it. {error}"
     )
@@ -283,6 +318,6 @@ def build_shape(config: StudyConfig, device: torch.device) -> Loaded:
     if own:
         check_tokenizer_files(folder, config.language_model)
     tokenizer = AutoTokenizer.from_pretrained(folder if own else SHIPPED)
-    check_end_token(tokenizer, config.language_model)
+    check_ends(tokenizer, config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, tokenizer

@@ -84,7 +84,8 @@ def prepare(config: StudyConfig, lm: FrozenLM | None = None) -> Study:
     table = lm.embedding_table
     counts = token_counts(encoded["train"].prompts, len(table))
     width, weighting = config.width(table.shape[1]), config.weighting
-    compression = fit_pca(table, torch.from_numpy(counts), width, weighting)
+    used = slice(lm.token_rows)
+    compression = fit_pca(table[used], torch.from_numpy(counts[used]), width, weighting)
     return Study(config, lm, encoded, counts, compression)
 
 

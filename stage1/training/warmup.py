@@ -2,7 +2,8 @@
 
 Nothing passes through the language model, so thousands of steps cost seconds. Entry v weighs
 (1 - m) times its share of the training tokens plus m / V, with m the config's `warmup_uniform`.
-Token counts alone (m = 0) leave rare entries unlearned, pieces of unseen names among them.
+Token counts alone (m = 0) leave rare entries unlearned, pieces of unseen names among them. Rows
+that only pad the table, beyond the V of the tokenizer, weigh nothing.
 """
 
 import math
@@ -32,10 +33,13 @@ Readings = list[tuple[int, list[float]]]
 """Steps, and the fvu of every adapter before each of them."""
 
 
-def entry_weights(counts: Int64[np.ndarray, " V"], uniform: float) -> Float[Tensor, " V"]:
-    """Return the weight of every vocabulary entry; they sum to one."""
-    shares = torch.from_numpy(counts / counts.sum())
-    return (1 - uniform) * shares + uniform / len(shares)
+def entry_weights(
+    counts: Int64[np.ndarray, " V"], uniform: float, rows: int
+) -> Float[Tensor, " V"]:
+    """Return the weight of every vocabulary entry, uniform over the first `rows`; they sum to 1."""
+    weights = (1 - uniform) * torch.from_numpy(counts / counts.sum())
+    weights[:rows] += uniform / rows
+    return weights
 
 
 def draw_entries(
@@ -67,7 +71,7 @@ def warm_up(
     on_gpu = context.lm.device.type == "cuda"
     stack = StackedAdapters(adapters, configs, rates, steps, capturable=on_gpu)
     done, readings = resume(checkpoint, stack, config)
-    weights = entry_weights(counts, config.warmup_uniform)
+    weights = entry_weights(counts, config.warmup_uniform, context.lm.token_rows)
     prepare_batch, take_step = step_functions(stack, context, weights)
     every, bar = max(1, steps // READINGS), {"desc": "warm-up", "initial": done, "total": steps}
     hidden = {} if show else {"disable": True}  # else as TQDM_DISABLE says

@@ -74,14 +74,16 @@ def test_a_check_passes_without_the_fault_and_fails_with_it(world, name):
 @check
 def no_end_token(world):
     tokenizer = world.sharp.tokenizer
-    (answer,) = prompts.tokenize_answers(tokenizer, [f" Anna{tokenizer.eos_token}"])
+    texts = [f" Anna{tokenizer.eos_token}"]
+    (answer,) = prompts.tokenize_answers(tokenizer, texts, tokenizer.eos_token_id)
     assert answer[-1] == tokenizer.eos_token_id
 
 
 @check
 def begin_token_in_answer(world):
     tokenizer = world.sharp.tokenizer
-    (answer,) = prompts.tokenize_answers(tokenizer, [f" Anna{tokenizer.eos_token}"])
+    texts = [f" Anna{tokenizer.eos_token}"]
+    (answer,) = prompts.tokenize_answers(tokenizer, texts, tokenizer.eos_token_id)
     assert tokenizer.bos_token_id not in answer
 
 

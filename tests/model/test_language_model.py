@@ -126,7 +126,8 @@ def test_a_missing_folder_is_refused_by_name(name):
 
 
 def test_an_unreachable_hub_model_gives_one_clear_error(offline):
-    with pytest.raises(OSError, match="language_model='nobody/nothing' cannot be loaded"):
+    message = "language_model='nobody/nothing' cannot be loaded: the hub cannot be reached"
+    with pytest.raises(OSError, match=f"{message}.*hf download nobody/nothing --local-dir"):
         load(config("nobody/nothing"))
 
 
@@ -199,7 +200,9 @@ def test_a_shape_with_a_tokenizer_uses_its_own(folder, tokenizer):
 def test_an_unknown_shape_is_refused_and_the_error_lists_the_known_ones(name):
     with pytest.raises(FileNotFoundError) as raised:
         load(config(name, shape_only=True))
-    allowed = "a folder with a config.json, or one of Llama-3.1-8B-Instruct where shape_only=True"
+    known = ", ".join(sorted(path.stem for path in language_model.SHAPES.iterdir()))
+    allowed = f"a folder with a config.json, or one of {known} where shape_only=True"
+    assert "Llama-3.1-8B-Instruct, " in known
     assert str(raised.value) == f"language_model={name!r}: expected {allowed}"
 
 

@@ -35,9 +35,10 @@ def flat(adapter) -> torch.Tensor:
 
 def test_weights_mix_token_shares_with_uniform_ones():
     counts = np.array([3, 0, 1, 0])
-    assert entry_weights(counts, 0.0).tolist() == [0.75, 0.0, 0.25, 0.0]
-    assert entry_weights(counts, 1.0).tolist() == [0.25] * 4
-    assert entry_weights(counts, 0.5).tolist() == [0.5, 0.125, 0.25, 0.125]
+    assert entry_weights(counts, 0.0, 4).tolist() == [0.75, 0.0, 0.25, 0.0]
+    assert entry_weights(counts, 1.0, 4).tolist() == [0.25] * 4
+    assert entry_weights(counts, 0.5, 4).tolist() == [0.5, 0.125, 0.25, 0.125]
+    assert entry_weights(np.array([1, 0, 0, 0]), 0.5, 2).tolist() == [0.75, 0.25, 0.0, 0.0]
 
 
 def test_draws_follow_the_weights_and_depend_on_seed_and_step_alone():
