@@ -1,5 +1,6 @@
 """Made-up records of the sweeps over the gallery, in which every setting has a given F1."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pandas as pd
 
 from stage1.report import fault_records
 
+EMPTY = ("slice_of_generated_ids", "original")
+"""Settings whose answers are empty."""
 SEEDS, ARTICLES, QUESTIONS = 3, 8, 3
 
 
@@ -29,7 +32,9 @@ def write(
                 continue
             scored = answers_of(f1.get(setting, default), seed).assign(**key)
             answers.append(scored)
-            symptoms = dict.fromkeys(fault_records.SYMPTOMS, 0.5)
+            shown = itertools.chain(*fault_records.GIVEN_AWAY_BY.values())
+            columns = [*fault_records.SYMPTOMS, *shown]
+            symptoms = dict.fromkeys(columns, 0.5) | {"empty": float(setting in EMPTY)}
             rows.append(key | symptoms | {"f1": scored["f1"].mean(), "em": 1.0})
     (folder / "faults").mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(folder / f"faults/{table}.csv", index=False)

@@ -23,6 +23,25 @@ KEYS = ["faults", "initialisation", "learning_rate", "warmup_steps"]
 """Columns that tell the settings of one sweep apart."""
 RATE = "{:.6g}"
 SYMPTOMS = ["ended", "empty", "tokens", "right_first", "fvu", "norm_ratio"]
+GIVEN_AWAY_BY = {
+    "no_end_token": ["tokens_cross_entropy", "ended"],
+    "begin_token_in_answer": ["right_first", "em"],
+    "right_truncation": ["right_first"],
+    "duplicate_articles": ["f1", "selection_f1"],
+    "selection_is_test": ["f1", "selection_f1"],
+    "unit_rms_output": ["fvu", "norm_ratio"],
+    "labels_on_prompt": ["tokens_cross_entropy"],
+    "labels_on_padding": ["tokens_cross_entropy"],
+    "gap_before_answer": ["right_first"],
+    "mask_of_ones": ["ended"],
+    "right_padded_generation": ["ended"],
+    "slice_of_generated_ids": ["empty", "tokens"],
+    "oracle_norm": ["norm_ratio"],
+    "f1_on_sets": ["f1", "em"],
+    "first_gold_only": ["f1", "em"],
+    "no_normalisation": ["f1", "em"],
+}
+"""Columns of a run that show the symptom of a fault; the others' symptoms need another reading."""
 NO_DIFFERENCE = Difference(math.nan, math.nan, math.nan, p=1.0, p_margin=1.0)
 """Where one side has no scores."""
 EXACT = 0.005
@@ -65,6 +84,15 @@ class FaultRecords:
             row |= {"diverged": int(own["f1"].isna().sum())}
             rows.append(row | {name: own[name].mean() for name in SYMPTOMS})
         return pd.DataFrame(rows)
+
+    def given_away(self, setting: str) -> str:
+        """Return the means that show a fault's symptom, in the first setting and with it."""
+        first, own = (
+            self.runs[self.runs["setting"] == each] for each in (self.settings[0], setting)
+        )
+        pairs = [(name, first[name].mean(), own[name].mean())
+                 for name in GIVEN_AWAY_BY.get(setting, [])]  # fmt: skip
+        return ", ".join(f"`{name}` {one:,.4g} to {other:,.4g}" for name, one, other in pairs)
 
     def effects(self, margin: float = StudyConfig().equivalence_margin) -> pd.DataFrame:
         """Return the difference of every setting to the first one; see `compared`."""

@@ -17,6 +17,7 @@ from stage1.report.fault_records import FaultRecords
 from stage1.report.verdicts import signed
 from stage1.scoring.comparison import Finding
 from stage1.scoring.intervals import Interval
+from stage1.study import fault_sweep
 
 SHORT = {
     Finding.DIFFERENT: "different",
@@ -70,12 +71,18 @@ def settings(name: str) -> HTML:
 
 @or_command
 def effects(name: str) -> HTML:
-    """Return the same with the difference to the first setting, and whether it is real."""
+    """Return the same with the difference to the first setting, and whether it is real.
+
+    For faults that are added, the symptoms are those of each fault, in the first setting and in it.
+    """
     records = fault_records.load(name)
     found, table = records.effects(), rows(records)
+    if fault_sweep.TABLES[name].kind == "added":
+        away = [records.given_away(setting) or "–" for setting in records.settings]
+        table = table[["setting", "F1", "seeds"]].assign(**{"symptom in the records": away})
     table.insert(2, "difference", ["–", *intervals(found)])
     table.insert(3, "finding", ["–", *found["finding"].map(SHORT)])
-    return as_html(table.drop(columns="tokens"))  # none where `empty` is 1
+    return as_html(table.drop(columns="tokens", errors="ignore"))  # 0 where `empty` is 1
 
 
 @or_command

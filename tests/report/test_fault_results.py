@@ -123,6 +123,14 @@ def test_the_page_shows_differences_and_findings(records):
     assert "-35.0 [-35.0, -35.0]" in pads
 
 
+def test_a_fault_is_shown_with_the_symptom_that_gives_it_away(records):
+    added = fault_records.load("added")
+    assert added.given_away("slice_of_generated_ids").startswith("`empty` 0 to 1, `tokens` 0.5")
+    assert added.given_away("pad_is_end") == ""
+    assert "<code>empty</code> 0 to 1" in fault_results.effects("added").data
+    assert set(fault_records.GIVEN_AWAY_BY) <= set(gallery.FAULTS)
+
+
 def test_the_ladder_is_drawn_with_a_bar_per_step(records):
     figure = fault_results.ladder()
     assert isinstance(figure, Figure)
