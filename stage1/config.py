@@ -287,7 +287,8 @@ class StudyConfig:
     def __post_init__(self):
         object.__setattr__(self, "faults", gallery.canonical(self.faults))
         check(self)
-        gallery.check(self.faults, self.objective, self.packed)
+        adapter = self.architecture, self.projection
+        gallery.check(self.faults, self.objective, self.packed, *adapter)
         top = 100.0
         for name in CRITERIA:
             value = getattr(self, name)

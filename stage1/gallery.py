@@ -33,6 +33,11 @@ class Fault:
     needs_rows: bool = False
     """Whether it needs padded rows and an objective in `LABELLED`."""
 
+    @property
+    def needs_film(self) -> bool:
+        """Whether it changes modules that only the adapter under study has, behind the PCA."""
+        return self.stage == "adapter"
+
 
 SCRIPT = "train_adapter_only.py"
 FAULTS = {
@@ -135,7 +140,7 @@ FAULTS = {
         "small learning rates train nothing; saved weights have 8 significant bits",
     ),
     "frozen_gains": Fault(
-        "training",
+        "adapter",
         "The gains of the norms are held in bfloat16, so steps below 0.002 leave a 1 where it is.",
         "what the cast to bfloat16 does to parameters that start at 1",
         "the gain and the norms' weights are still exactly 1 after training",
@@ -237,13 +242,18 @@ def canonical(faults: object) -> str:
     return JOIN.join(name for name in FAULTS if name in given) or NONE
 
 
-def check(faults: str, objective: str, packed: bool) -> None:
-    """Raise ValueError for faults that the objective or packed rows cannot carry."""
+def check(faults: str, objective: str, packed: bool, architecture: str, projection: str) -> None:
+    """Raise ValueError for faults that the objective, packed rows or adapter cannot carry."""
     rows = [name for name in names(faults) if FAULTS[name].needs_rows]
     if rows:
         allowed = f"one of {', '.join(LABELLED)} with faults={rows[0]!r}"
         require(objective in LABELLED, "objective", objective, allowed)
         require(not packed, "packed", packed, f"False with faults={rows[0]!r}")
+    modules = [name for name in names(faults) if FAULTS[name].needs_film]
+    if modules:
+        carried = f"with faults={modules[0]!r}"
+        require(architecture == "film", "architecture", architecture, f"'film' {carried}")
+        require(projection == "pca", "projection", projection, f"'pca' {carried}")
 
 
 def can_share(faults: str) -> bool:

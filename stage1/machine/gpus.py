@@ -29,15 +29,17 @@ LISTED = re.compile(
 )
 """A GPU in the output of `nvidia-smi -L`; a GPU divided by MIG counts as its parts."""
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+READ_RECORDS = ("05_report", "06_fault_gallery")
+"""Notebooks that train nothing in a report."""
 
 
 def needed(notebook: str, config: StudyConfig) -> int:
     """Return the number of GPUs a notebook runs on, on a machine that has any.
 
-    That is `processes` to train an adapter, none for the report or on a CPU, and all that are
-    visible for a sharded model.
+    That is `processes` to train an adapter, none for notebooks that only read records or on a CPU,
+    and all that are visible for a sharded model.
     """
-    if config.device == "cpu" or notebook == "05_report":
+    if config.device == "cpu" or notebook in READ_RECORDS:
         return 0
     if config.device == "sharded":
         return max(1, len(visible()))

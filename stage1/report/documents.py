@@ -13,11 +13,19 @@ import pandas as pd
 
 from stage1 import store
 from stage1.config import load_preset
-from stage1.report import claims, controls, decision, evidence, results
+from stage1.report import (
+    claims,
+    controls,
+    decision,
+    evidence,
+    fault_results,
+    fault_takeaways,
+    results,
+)
 from stage1.report.controls import Controls
 from stage1.scoring.tables import markdown_table
 
-PAGES = ("README.md", "docs/analysis.md")
+PAGES = ("README.md", "docs/analysis.md", "docs/original.md")
 BLOCK = re.compile(r"(<!-- records: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = 110
 BLOCKS: dict[str, Callable[[Controls], str]] = {}
@@ -145,6 +153,20 @@ def small_budget(c: Controls) -> str:
             "(`records/full/runs_640x2.csv`, without a warm-up)."
         ]
     )
+
+
+@block
+def faults(_: Controls) -> str:
+    """What alone explains the zero of the original, what hides, what flatters."""
+    return paragraphs(fault_takeaways.sentences())
+
+
+@block
+def ladder(_: Controls) -> str:
+    try:
+        return markdown_table(fault_results.ladder_table())
+    except store.RecordError as error:
+        return paragraphs([f"Not measured yet: {error}."])
 
 
 def written(text: str, c: Controls) -> str:

@@ -114,6 +114,11 @@ def committed(preset: str, name: str, may_be_faulty: bool = False) -> pd.DataFra
     path = store.records_folder() / preset / name
     if not path.is_file():
         raise store.RecordError(f"{path}: no such table; `python -m stage1.study.sweep` makes it")
+    return table_at(path, may_be_faulty)
+
+
+def table_at(path: Path, may_be_faulty: bool = False) -> pd.DataFrame:
+    """Return the table of a sweep, wherever it lies; refuses faulty runs as `committed` does."""
     table = pd.read_csv(path) if path.suffix == ".csv" else store.read_table(path)
     if "faults" in table and not may_be_faulty:
         for faults in table["faults"].unique():

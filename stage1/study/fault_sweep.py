@@ -1,9 +1,9 @@
 """Which faults explain a zero, which hide each other, which flatter: sweeps over the gallery.
 
+    python -m stage1.study.fault_sweep ladder records/faults/ladder.csv
     python -m stage1.study.fault_sweep added records/faults/added.csv
     python -m stage1.study.fault_sweep removed records/faults/removed.csv
     python -m stage1.study.fault_sweep removed OUT.csv --without slice_of_generated_ids
-    python -m stage1.study.fault_sweep ladder records/faults/ladder.csv
     python -m stage1.study.fault_sweep added OUT.csv --also pad_is_end
 
 `added` trains the preset `recipe`, and it with each fault alone; `removed` the preset `original`,
@@ -15,6 +15,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -38,6 +39,42 @@ CHANGED = {
 SIZES = ("train_examples", "selection_examples", "test_examples", "epochs", "batch_size")
 TOGETHER = 5
 """Adapters that share passes on a GPU: the seeds of one fault."""
+
+
+class Sweep(NamedTuple):
+    """What `main` is told besides the table."""
+
+    kind: Literal["ladder", "added", "removed"]
+    without: str = gallery.NONE
+    """Faults that no run carries."""
+    also: str = gallery.NONE
+    """Faults that all runs carry."""
+
+
+TABLES = {
+    "ladder": Sweep("ladder"),
+    "added": Sweep("added"),
+    "removed": Sweep("removed"),
+    "unsliced": Sweep("removed", without="slice_of_generated_ids"),
+    "added_pad_is_end": Sweep("added", also="pad_is_end"),
+}
+"""The sweeps whose tables are in `records/faults/`, by the table's name."""
+
+
+def planned(table: str, rehearse: bool = False) -> dict[str, StudyConfig]:
+    """Return the configs of a table of `records/faults/`, one seed each, by setting."""
+    kind, repaired, also = TABLES[table]
+    return plan(kind, *presets(also, repaired, rehearse))
+
+
+def command(table: str) -> str:
+    """Return the command that makes a table of `records/faults/`."""
+    kind, repaired, also = TABLES[table]
+    given = {"without": repaired, "also": also}
+    told = "".join(
+        f" --{name} {faults}" for name, faults in given.items() if faults != gallery.NONE
+    )
+    return f"python -m stage1.study.fault_sweep {kind} records/faults/{table}.csv{told}"
 
 
 def without(faults: str, repaired: str) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from stage1 import store
+from stage1 import gallery, store
 from stage1.config import StudyConfig
-from stage1.fields import names_where
+from stage1.fields import names_where, require
 from stage1.study import rates
 
 RATES = tuple(float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 3))
@@ -43,10 +43,15 @@ def beyond_edges(scores: Mapping[StudyConfig, float]) -> list[StudyConfig]:
 
 
 def replace_trials(paths: Sequence[Path]) -> None:
-    """Write these trials to the table of learning rates, in place of those of the same presets."""
+    """Write these trials to the table of learning rates, in place of those of the same presets.
+
+    Raises ValueError for a trial that carries a fault: no rate is chosen on one.
+    """
     searched = names_where(StudyConfig(), searched=True)
     kept = rates.with_defaults(pd.read_csv(rates.LEARNING_RATES), searched)
     trials = pd.concat([pd.read_csv(path) for path in paths])
+    carried = set(trials.get("faults", [gallery.NONE])) - {gallery.NONE}
+    require(not carried, "faults", sorted(carried), f"{gallery.NONE!r} in every trial")
     table = pd.concat([kept[~kept["preset"].isin(trials["preset"])], trials])[list(kept)]
     table = rates.with_defaults(table, searched).sort_values(list(kept), ignore_index=True)
     store.write_csv(rates.LEARNING_RATES, table)

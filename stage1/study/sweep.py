@@ -150,9 +150,12 @@ def tested_group(configs: Sequence[StudyConfig], fields: Sequence[str]) -> list[
 def work(kind: str, configs: Sequence[StudyConfig], fields: Sequence[str]) -> list[dict]:
     """Return the rows of some configs: alone where it is one, else in shared passes."""
     alone = {"trials": trial, "runs": tested}[kind]
-    if len(configs) == 1:
-        return [alone(configs[0], fields)]
-    return {"trials": trial_group, "runs": tested_group}[kind](configs, fields)
+    if len(configs) > 1:
+        try:
+            return {"trials": trial_group, "runs": tested_group}[kind](configs, fields)
+        except TrainingError as error:  # a warm-up diverged, which does not say whose it was
+            print(f"one by one: {error}", file=sys.stderr)
+    return [alone(config, fields) for config in configs]
 
 
 def grid(preset: str, vary: dict[str, list]) -> list[StudyConfig]:

@@ -18,6 +18,7 @@ SANITIZE = Path(__file__).resolve().parents[1] / "nbval_sanitize.cfg"
 PARAMETERS = {
     "02_train_adapter": {"objective": "distill", "seed": 3, "learning_rate": 0.02},
     "06_fault_gallery": {
+        "fault": "slice_of_generated_ids",
         "train_examples": 60, "selection_examples": 24, "test_examples": 24, "warmup_steps": 4
     },
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Sweeps over the gallery: what each holds, and the ladder from the original to the recipe."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pandas as pd
@@ -9,8 +10,11 @@ import pytest
 from stage1 import gallery, store
 from stage1.config import load_preset
 from stage1.study import fault_sweep
-from stage1.study.fault_sweep import REPAIRED, added, ladder, presets, removed
+from stage1.study import sweep as sweeps
+from stage1.study.fault_sweep import REPAIRED, TABLES, added, ladder, planned, presets, removed
 from stage1.study.sweep import grid
+from stage1.training import loop
+from stage1.training.microbatches import TrainingError
 
 ORIGINAL, RECIPE = load_preset("original"), load_preset("recipe")
 
@@ -69,6 +73,83 @@ def test_a_rehearsal_is_small_and_keeps_all_that_differs():
     assert original.train_examples == recipe.train_examples == 60
     assert (original.warmup_steps, recipe.warmup_steps) == (0, 4)
     assert original.faults == ORIGINAL.faults and original.learning_rate == 5.0e-4
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_command_of_a_table_makes_what_is_planned_for_it(table, monkeypatch):
+    calls = []
+    monkeypatch.setattr(fault_sweep, "sweep", lambda *given: calls.append(given))
+    _, _, module, *arguments = fault_sweep.command(table).split()
+    monkeypatch.setattr(sys, "argv", [module, *arguments, "--seeds", "1"])
+    fault_sweep.main()
+    ((kind, configs, path, *_),) = calls
+    assert (kind, configs) == ("runs", list(planned(table).values()))
+    assert path.as_posix() == f"records/faults/{table}.csv"
+
+
+def test_the_page_on_the_original_lists_the_command_of_every_table():
+    page = (store.ROOT / "docs/original.md").read_text()
+    for table in TABLES:
+        assert f"    {fault_sweep.command(table)} --processes 8\n" in page
+
+
+@pytest.fixture
+def toy_sweep(tiny_config, tmp_path, monkeypatch):
+    """Return a function that runs the ladder's first steps at toy size, and the table's path."""
+    small = ("language_model", "compressed_width", "device")
+    changes = {name: getattr(tiny_config, name) for name in small}
+    changes |= {"train_examples": 16, "selection_examples": 4, "test_examples": 8, "epochs": 1,
+                "batch_size": 8, "max_new_tokens": 2, "threads": 1}  # fmt: skip
+    toy = [load_preset(name).replace(**changes) for name in ("original", "recipe")]
+    monkeypatch.setattr(fault_sweep, "presets", lambda *given: toy)
+    monkeypatch.setattr(fault_sweep, "REPAIRED", REPAIRED[:2])
+    monkeypatch.setattr(fault_sweep, "CHANGED", {})
+    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setenv("STAGE1_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    table = tmp_path / "ladder.csv"
+    arguments = ["fault_sweep", "ladder", str(table), "--seeds", "2", "--together", "2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    return fault_sweep.main, table
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_interrupted_sweep_leaves_rows_and_goes_on_with_the_same_command(
+    toy_sweep, monkeypatch, error
+):
+    main, table = toy_sweep
+    work, done = sweeps.work, []
+
+    def interrupted(*given):
+        done.append(given)
+        if len(done) > 1:
+            raise error("stopped")
+        return work(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="5 of 6 runs failed"):
+        patch.setattr(sweeps, "work", interrupted)
+        main()
+    assert len(pd.read_csv(table)) == 1 and not table.with_suffix(".parquet").exists()
+    main()
+    assert len(pd.read_csv(table)) == 6 and store.read_json(table.with_suffix(".json"))["runs"] == 6
+
+
+def test_a_diverged_setting_is_a_row_and_the_tables_are_written(toy_sweep, monkeypatch):
+    main, table = toy_sweep
+    take_step, carrier = loop.take_step, "first_gold_only"
+
+    def diverging(state, batch):
+        if carrier not in state.context.config.faults:
+            raise TrainingError("step 0: cross_entropy=nan")
+        return take_step(state, batch)
+
+    monkeypatch.setattr(loop, "take_step", diverging)
+    main()
+    rows = pd.read_csv(table)
+    assert rows["diverged"].notna().sum() == 2 and rows["f1"].notna().sum() == 4
+    assert not rows.loc[rows["diverged"].notna(), "faults"].str.contains(carrier).any()
+    assert len(store.read_table(table.with_suffix(".parquet"))) == 4 * 8
+    assert store.read_json(table.with_suffix(".json"))["runs"] == 4
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Learning rates beyond the edges of a grid."""
 
 import pandas as pd
+import pytest
 
+from stage1 import store
 from stage1.config import StudyConfig
 from stage1.study import rates
 from stage1.study.search import RATES, beyond_edges, replace_trials
@@ -49,3 +51,17 @@ def test_new_trials_replace_those_of_their_preset(tmp_path, monkeypatch):
     table = pd.read_csv(rates.LEARNING_RATES)
     assert table["learning_rate"].tolist() == [3.0e-3, 1.0e-2]
     assert table["labels_on"].tolist() == ["answer", "prompt_and_answer"]
+
+
+def test_a_trial_with_a_fault_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "LEARNING_RATES", tmp_path / "rates.csv")
+    old = pd.read_csv(store.ASSETS / "learning_rates.csv")
+    old.to_csv(rates.LEARNING_RATES, index=False)
+    for faults, is_sound in (("none", True), ("pad_is_end", False)):
+        old.assign(faults=["none"] * (len(old) - 1) + [faults]).to_csv(tmp_path / "new.csv")
+        if is_sound:
+            replace_trials([tmp_path / "new.csv"])
+        else:
+            with pytest.raises(ValueError, match=r"faults=\['pad_is_end'\]: expected 'none'"):
+                replace_trials([tmp_path / "new.csv"])
+    assert "faults" not in pd.read_csv(rates.LEARNING_RATES)

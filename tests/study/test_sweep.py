@@ -12,8 +12,9 @@ from stage1.config import StudyConfig, load_preset
 from stage1.loss_parts import ExampleBatch, ObjectiveContext, Term
 from stage1.names import OBJECTIVES
 from stage1.scoring.tables import condition_table
-from stage1.study import rates, runs, sweep
+from stage1.study import rates, runs, sweep, together
 from stage1.study.sweep import columns, grid, recorded_fields, trial
+from stage1.training.microbatches import TrainingError
 
 KEPT = ["id", "title", "f1", "em", "ended", "tokens", "right_first", "right_later"]
 MEASURES = ["f1", "em", "ended", "ce_first", "ce_later", "right_first", "right_later"]
@@ -404,6 +405,28 @@ def test_a_diverged_run_is_a_row_beside_the_others(
         assert set(store.read_table(tmp_path / "out.parquet")["objective"]) == {"distill"}
         origins = store.read_json(tmp_path / "out.json")
         assert origins["runs"] == 1 and len(origins["provenance"]) == 1
+
+
+@pytest.mark.parametrize("kind, score", [("trials", "selection_ce_first"), ("runs", "f1")])
+def test_a_warm_up_that_diverges_in_a_group_is_a_row_of_its_own_run(
+    config, in_process, tmp_path, monkeypatch, kind, score
+):
+    """A group's warm-up does not say whose it was; alone, each run does."""
+    warm_up = runs.warm_up
+
+    def diverging(adapters, context, *rest, **options):
+        if len(adapters) > 1 or context.config.seed == 1:
+            raise TrainingError("warm-up, step 0: fvu=nan")
+        return warm_up(adapters, context, *rest, **options)
+
+    for module in (runs, together):
+        monkeypatch.setattr(module, "warm_up", diverging)
+    configs = [config.replace(seed=seed, warmup_steps=2) for seed in range(3)]
+    sweep.sweep(kind, configs, tmp_path / "out.csv", processes=1, size=3)
+    rows = pd.read_csv(tmp_path / "out.csv").set_index("seed")
+    assert rows["diverged"].notna().tolist() == rows[score].isna().tolist() == [False, True, False]
+    if kind == "runs":
+        assert set(store.read_table(tmp_path / "out.parquet")["seed"]) == {0, 2}
 
 
 @pytest.mark.parametrize("kind, score", [("trials", "selection_f1"), ("runs", "f1")])
