@@ -1,7 +1,8 @@
 """What a team lead should take away from the sweeps over the gallery, in words made of the records.
 
-`explains` says which faults alone explain the zero; `hides` which hide others and which flatter;
-`pads` what a pad token that is the end token changes. No fault is named in advance.
+`climbs` says what the repairs of the original are worth one after another; `explains` which faults
+alone explain the zero; `hides` which hide others and which flatter; `pads` what a pad token that is
+the end token changes. No fault is named in advance.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from stage1.config import StudyConfig
 from stage1.report import fault_records
 from stage1.report.fault_records import FaultRecords
 from stage1.scoring.comparison import Finding
+from stage1.study.fault_sweep import CHANGED
 
 REAL = (Finding.DIFFERENT, Finding.SLIGHTLY_DIFFERENT)
 FAILURE = StudyConfig().failure_f1
@@ -50,6 +52,27 @@ def valued(names: Iterable[str], value: Callable[[str], object]) -> str:
 def changes(names: Iterable[str], effects: pd.DataFrame) -> str:
     """Return the names, each with the points of F1 that it adds or costs."""
     return valued(names, lambda name: f"{effects.loc[name, 'mean']:+.1f}")
+
+
+def climbs() -> str:
+    """Say what the faults of the original explain together, and what the recipe adds to that."""
+    ladder = fault_records.load("ladder")
+    steps = ladder.settings
+    faults = [name for name in steps[1:] if name not in CHANGED]
+    first = next((name for name in steps if not ladder.is_zero(name)), steps[-1])
+    repaired = ladder.f1(faults[-1])
+    rest = valued_steps(ladder, [name for name in steps if name in CHANGED])
+    still = "still a failure" if repaired.mean < FAILURE else "no longer a failure"
+    return (
+        f"**From the original to the recipe.** The original scores F1 {ladder.f1(steps[0])}. "
+        f"Repairing {code(first)} ends the exact zero, at {ladder.f1(first)}; with all "
+        f"{len(faults)} faults repaired one after another F1 is {repaired}, {still}. What the "
+        f"recipe changes besides does the rest: {rest}."
+    )
+
+
+def valued_steps(ladder: FaultRecords, names: Iterable[str]) -> str:
+    return series([f"its {name} leads to {ladder.f1(name)}" for name in names])
 
 
 def explains() -> str:
@@ -123,15 +146,14 @@ def lost(records: FaultRecords) -> str:
 
 
 def sentences() -> list[str]:
-    """Return the sentences; where the records of one are missing, the command that makes them."""
-    if not any((store.records_folder() / "faults").glob("*.csv")):
-        return ["Not measured yet: `records/faults/` holds no records; `docs/original.md` lists "
-                "the commands that make them."]  # fmt: skip
-    return [said(sentence) for sentence in (explains, hides, pads)]
-
-
-def said(sentence: Callable[[], str]) -> str:
-    try:
-        return sentence()
-    except store.RecordError as error:
-        return f"Not measured yet: {error}."
+    """Return the sentences, and at the end which tables are missing for others."""
+    said, missing = [], []
+    for sentence in (climbs, explains, hides, pads):
+        try:
+            said.append(sentence())
+        except store.RecordError as error:
+            missing.append(str(error).split(":")[0])
+    if missing:
+        tables = series([code(name) for name in dict.fromkeys(missing)])
+        said.append(f"Not measured yet: {tables}; `docs/original.md` lists the commands.")
+    return said

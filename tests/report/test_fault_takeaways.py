@@ -60,9 +60,21 @@ def test_the_third_says_what_a_pad_token_that_ends_changes(folder):
     assert fault_takeaways.pads().endswith("end token's: `labels_on_padding` (40.0 to 5.0).")
 
 
-def test_a_sentence_without_its_records_says_which_command_makes_them(folder):
+def test_sentences_without_their_records_are_missing_and_their_tables_are_named(folder):
     made_up_faults.write(folder, "added", {}, default=90.0)
-    explained, hidden, padded = fault_takeaways.sentences()
+    explained, missing = fault_takeaways.sentences()
     assert "exactly 0 follows from none" in explained
-    assert hidden.startswith("Not measured yet: records/faults/removed.csv")
-    assert "--also pad_is_end" in padded
+    assert missing.startswith("Not measured yet: `")
+    for name in ("ladder", "removed", "added_pad_is_end"):
+        assert f"/{name}.csv`" in missing
+    assert "/added.csv`" not in missing
+
+
+def test_the_ladder_says_what_all_repairs_and_then_the_recipe_are_worth(folder):
+    made_up_faults.write_all(folder)
+    sentence = fault_takeaways.climbs()
+    assert "The original scores F1 0.0 [0.0, 0.0]" in sentence
+    assert "Repairing `slice_of_generated_ids` ends the exact zero" in sentence
+    assert "with all 16 faults repaired" in sentence
+    for step in ("learning rate", "start", "reconstruction warm-up"):
+        assert f"its {step} leads to" in sentence
