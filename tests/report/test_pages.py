@@ -125,6 +125,29 @@ def test_code_is_folded_and_outputs_are_not(page):
     assert "test: 100%" in left and "wide0" in left and "it is." in left
 
 
+def test_the_reports_own_page_shows_no_code(tmp_path):
+    soup = rendered(
+        tmp_path, new_code_cell("secret = 1"), shows(text_plain="seen"), name="05_report"
+    )
+    assert "secret" not in soup.main.get_text() and "seen" in soup.main.get_text()
+
+
+def test_cells_on_committed_records_are_set_apart_with_one_label(tmp_path):
+    tagged = [new_markdown_cell(text, metadata={"tags": ["records"]}) for text in "ABC"]
+    soup = rendered(tmp_path, tagged[0], tagged[1], new_markdown_cell("own"), tagged[2])
+    parts = soup.select("section.records")
+    texts = [part.get_text(" ", strip=True) for part in parts]
+    assert [text.split()[-2:] for text in texts] == [["A", "B"], ["seeds", "C"]]
+    assert all(text.startswith("Committed records: language model shipped") for text in texts)
+    assert [len(part.select(".label")) for part in parts] == [1, 1]
+
+
+def test_a_line_that_names_the_record_is_small(tmp_path):
+    soup = rendered(tmp_path, new_markdown_cell("Record: `records/full/trials.csv`.\n\nMore."))
+    assert soup.find("p", class_="source").get_text().startswith("Record:")
+    assert len(soup.select(".source")) == 1
+
+
 def test_a_progress_bar_is_one_line(page):
     (bar,) = page.select("pre.stream.progress")
     assert bar.get_text() == "test: 100%|###| 100/100"
