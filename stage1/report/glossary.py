@@ -55,8 +55,10 @@ def pipeline() -> Figure:
 
 def draw_box(axis: Axes, place: tuple[float, float], text: str, colour: str) -> None:
     (x, y), (width, height) = place, BOX
-    look = {"facecolor": colour, "alpha": 0.35, "edgecolor": "black"}
-    axis.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, **look))
+    corner = (x - width / 2, y - height / 2)
+    axis.add_patch(
+        Rectangle(corner, width, height, facecolor=colour, alpha=0.35, edgecolor="black")
+    )
     axis.text(x, y, text, ha="center", va="center", fontsize=9)
 
 

@@ -30,7 +30,7 @@ def set_records_apart(soup: BeautifulSoup) -> None:
     """
     for cell in soup.select(".celltag_records"):
         before = cell.find_previous_sibling()
-        if before is not None and "records" in before.get("class", []):
+        if before is not None and before.name == "section":
             before.append(cell.extract())
             continue
         section = soup.new_tag("section", attrs={"class": "records"})

@@ -114,7 +114,7 @@ def index(folder, executed) -> Callable[..., BeautifulSoup]:
 def test_code_is_folded_and_outputs_are_not(page):
     folded = page.select("details.code")
     summaries = [each.summary.get_text() for each in folded]
-    assert summaries == ["parameters"] * 2 + ["code"] * 4
+    assert summaries == ["defaults", "parameters"] + ["code"] * 4
     assert not any(each.has_attr("open") for each in folded)
     assert "secret = 1 < 2" in folded[2].get_text()
     assert folded[2].select_one("span.c1").get_text() == "# a comment"
