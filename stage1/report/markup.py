@@ -8,15 +8,19 @@ from stage1.config import load_preset
 from stage1.report import scope
 
 NUMBER = re.compile(
-    r"[-+−]?\d[\d,]*\.?\d*(e[-+]?\d+)?( ?%| ± [\d.]+| \[[^]]+\])?|nan|–", re.IGNORECASE
+    r"[-+−]?\d[\d,]*\.?\d*(e[-+]?\d+)?( ?%| ± [\d.]+| \[[^]]+\]| [≠≈=?])?|nan|–", re.IGNORECASE
 )
 ACTIVE = ("script", "link", "iframe", "object", "embed")
+SENTENCE, WIDEST = 70, 5
+"""Characters from which a cell is read as a sentence; columns that still make a short card."""
 
 
 def mark(soup: BeautifulSoup) -> None:
     """Mark columns of tables, and set apart what is of committed records."""
     for table in soup.find_all("table"):
         mark_columns(table)
+        stack(table)
+        break_heads(table)
     for paragraph in soup.find_all("p"):
         if paragraph.get_text().startswith("Record: "):
             paragraph["class"] = "source"
@@ -38,6 +42,34 @@ def set_records_apart(soup: BeautifulSoup) -> None:
         label.string = scope.records_label(load_preset("full"))
         cell.insert_before(section)
         section.extend([label, cell.extract()])
+
+
+def stack(table: Tag) -> None:
+    """Let a table of sentences be shown as a stack of cards on a phone, each cell with its head."""
+    heads = [head.get_text(strip=True) for head in table.select("thead th")]
+    cells = table.select("tbody td")
+    longest = max((len(cell.get_text()) for cell in cells), default=0)
+    if longest < SENTENCE or not 0 < len(heads) <= WIDEST:
+        return
+    attributes: dict = table.attrs
+    attributes["class"] = [*attributes.get("class", []), "stack"]
+    for row in table.select("tbody tr"):
+        for head, cell in zip(heads, row.find_all(["td", "th"], recursive=False), strict=False):
+            cell["data-head"] = head
+
+
+def break_heads(table: Tag) -> None:
+    """Let a name in a head break after its underscores: a narrow column may have a long name."""
+    for text in [text for head in table.select("thead th") for text in head.find_all(string=True)]:
+        first, *others = str(text).split("_")
+        if others:
+            parts = [first + "_", *(part + "_" for part in others[:-1]), others[-1]]
+            breaks = [
+                item
+                for part in parts
+                for item in (part, Tag(name="wbr", can_be_empty_element=True))
+            ]
+            text.replace_with(*breaks[:-1])
 
 
 def check_self_contained(soup: BeautifulSoup, name: str) -> None:

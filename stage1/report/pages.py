@@ -16,7 +16,7 @@ from jinja2 import pass_context
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 from stage1 import store
 from stage1.report import formulas, markup
@@ -150,13 +150,13 @@ def about(preset: str) -> str:
 
 
 def summary(executed: list[Path]) -> list[NotebookNode]:
-    """Return the outputs of the report's cells tagged `summary`: what the index opens with."""
-    shown = []
-    for path in executed:
-        if path.stem == START:
-            for cell in nbformat.read(path, as_version=4).cells:
-                if "summary" in cell.metadata.get("tags", []):
-                    shown.append(new_code_cell("", outputs=cell.outputs, metadata=cell.metadata))
+    """Return the report's cells tagged `summary`, without code: what the index opens with."""
+    report = [path for path in executed if path.stem == START]
+    cells = [cell for path in report for cell in nbformat.read(path, as_version=4).cells]
+    shown = [cell for cell in cells if "summary" in cell.metadata.get("tags", [])]
+    for cell in shown:
+        if cell.cell_type == "code":
+            cell.source = ""
     return shown
 
 

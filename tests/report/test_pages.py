@@ -322,6 +322,17 @@ def test_the_index_opens_with_the_reports_summary(tmp_path):
     assert text.index("Made on 20") < text.index("Prefer") < text.index("Read on")
 
 
+def test_a_figure_of_the_summary_keeps_its_caption_as_alternative_text(tmp_path):
+    tags = {"tags": ["summary"]}
+    picture = shows(image_png=PNG)
+    picture.metadata.update(tags)
+    caption = new_markdown_cell("F1 of *every* one.\n\nRecord: `a.csv`.", metadata=tags)
+    rendered(tmp_path, new_markdown_cell("# 05 · Report"), picture, caption, name="05_report")
+    pages.index(tmp_path, [tmp_path / "05_report.ipynb"], "smoke")
+    main = read(tmp_path / "index.html").main
+    assert main.img["alt"] == "F1 of every one." and main.find(class_="source")
+
+
 def test_the_index_shows_the_adapters_as_objective_by_seed(index):
     rows = index().find(id="adapters").find_all("tr")
     assert [[cell.get_text() for cell in row.find_all(["td", "th"])] for row in rows] == [
@@ -349,6 +360,23 @@ def test_the_command_writes_the_index(folder, executed):
     command = [sys.executable, "-m", "stage1.report.pages", "index", folder, "smoke", *executed]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     assert (folder / "index.html").is_file()
+
+
+def test_a_table_of_sentences_stacks_and_one_of_numbers_does_not(tmp_path):
+    sentence = "A sentence of more than seventy characters, which no phone shows in one column."
+    head = "<thead><tr><th>letter</th><th>what_it_says</th></tr></thead>"
+    tables = [
+        f"<table>{head}<tbody><tr><td>a</td><td>{x}</td></tr></tbody></table>"
+        for x in (sentence, 1)
+    ]
+    words, numbers = rendered(tmp_path, *(shows(text_html=each) for each in tables)).find_all(
+        "table"
+    )
+    assert "stack" in words["class"] and "stack" not in numbers.get("class", [])
+    assert [cell["data-head"] for cell in words.find_all("td")] == ["letter", "what_it_says"]
+    assert (
+        len(numbers.thead.find_all("wbr")) == 2 and numbers.thead.get_text() == "letterwhat_it_says"
+    )
 
 
 def test_phone_and_paper_have_rules_of_their_own(page):
