@@ -25,7 +25,7 @@ SPLITS = {
 }
 """They share no article."""
 BOXES = [
-    ("passage and\nquestion", "text", names.LIGHT),
+    ("passage and", "question", names.LIGHT),
     ("tokens", "[B, T], of V", names.LIGHT),
     ("embeddings", "[B, T, D]", names.SKY),
     ("PCA", "[B, T, K]", names.ORANGE),
