@@ -3,12 +3,14 @@
 No winner is named in advance.
 """
 
-from stage1.names import FIXES, OBJECTIVES
+import pandas as pd
+
+from stage1.names import FIXES, FLOORS, OBJECTIVES
 from stage1.report.controls import FULL, TRAINING, Controls
-from stage1.report.evidence import AS_FOUND, START, Evidence
+from stage1.report.evidence import AS_FOUND, Evidence
 from stage1.report.verdicts import adapter_name, signed
-from stage1.scoring import criteria
-from stage1.scoring.comparison import Finding
+from stage1.scoring import comparison, criteria
+from stage1.scoring.comparison import Difference, Finding
 
 PADDING = {
     "no_padding": "Put no label on padding and leave no gap before the answer.",
@@ -88,38 +90,51 @@ def compare_factors(e: Evidence) -> str:
     return f"{gains} With it the start still matters: {starts}."
 
 
-def compare_with(e: Evidence, other: str) -> str:
-    """Compare another fix with the recommended one: F1, the difference, and the cost of a step."""
+def recommended_over(e: Evidence, other: str) -> str:
+    """Say what the recommended objective gains over another fix, and what a step of it costs."""
     pair, seconds = e.pair(e.recommended, other), e.cost.set_index("objective")["seconds"]
     sign = 1 if pair["first"] == e.recommended else -1
     low, high = sorted((sign * pair["low"], sign * pair["high"]))
-    gain = signed((sign * pair["mean"], low, high))
-    ratio = seconds[other] / seconds[e.recommended]
-    return (
-        f"{OBJECTIVES[other].label} reaches F1 {e.f1(other)} at {ratio:.2g} times the seconds per "
-        f"step, so the recommended objective gains {gain} points ({pair['finding']})"
-    )
+    gain, ratio = signed((sign * pair["mean"], low, high)), seconds[e.recommended] / seconds[other]
+    return f"{gain} over {OBJECTIVES[other].label} ({pair['finding']}; {ratio:.2g} x its time)"
 
 
-def recommendation(evidence: Evidence) -> list[str]:
-    """Return what to do, one entry per decision, with the numbers for it."""
+def recommendation(evidence: Evidence) -> pd.DataFrame:
+    """Return what to do, one row per decision, with the F1 points that it gains."""
     e = evidence.warmed
-    label, recommended = OBJECTIVES[e.recommended].label, e.f1(e.recommended).mean
-    others = [compare_with(e, name) for name in FIXES if name != e.recommended]
-    runs = e.runs[e.runs["objective"] == e.recommended].groupby(START)["f1"].mean()
+    config, name = e.config, e.recommended
+    warmup, runs = evidence.warmup_gain(), e.select(e.runs, name)
+    own, found = (e.select(e.scores, name, adapter) for adapter in (e.adapter, AS_FOUND))
+    start = comparison.difference(own, found, margin=config.equivalence_margin)
+    others = [recommended_over(e, other) for other in FIXES if other != name]
+    steps = f"{int(e.runs['warmup_steps'].max()):,} steps of reconstruction"
+    rows = [
+        ("warm-up", steps, f"{signed(warmup)} over none ({finding(warmup)})"),
+        ("objective", OBJECTIVES[name].label, "; ".join(others)),
+        (
+            "adapter",
+            adapter_name(e.adapter),
+            f"{signed(start)} over {adapter_name(AS_FOUND)}, as found ({finding(start)})",
+        ),
+    ]
+    columns = ["decision", "choose", "F1 points gained [95 % interval]"]
+    return pd.DataFrame(rows, columns=columns).assign(seeds=len(runs))
+
+
+def finding(gain: Difference) -> Finding:
+    return Finding.of(gain.p, gain.p_margin)
+
+
+def besides(evidence: Evidence) -> list[str]:
+    """Return what else follows: the reconstruction term, the padding, the target."""
+    e = evidence.warmed
     term = e.pair("option3_teacher_forced", "answer_ce")
     decides = term["finding"] is Finding.DIFFERENT
     padding = e.padding.set_index("objective")
     f1 = padding["f1"]
     best = f1.drop("as_found").idxmax()
-    config = e.config
+    config, recommended = e.config, e.f1(e.recommended).mean
     return [
-        "**Warm up on reconstruction first**, with nearly equal weights for all entries of the "
-        f"vocabulary: it adds {evidence.warmup_gain()} points to the best adapter.",
-        f"**Train with {label}.** Against it: {'; '.join(others)}.",
-        f"**Use the adapter {adapter_name(e.adapter)}.** With the recommended objective it reaches "
-        f"F1 {runs[e.adapter]:.1f}, the adapter as found ({adapter_name(AS_FOUND)}) "
-        f"{runs[AS_FOUND]:.1f}.",
         f"**The reconstruction term** of option 3 {'matters' if decides else 'is optional'}: F1 "
         f"with and without it differs by {term['mean']:.1f} [{term['low']:.1f}, "
         f"{term['high']:.1f}] points in favour of `{term['first']}` ({term['finding']}).",
@@ -139,6 +154,12 @@ def of_run(record: dict) -> str:
     """
     f1 = {row["condition"]: row["f1"] for row in record["table"]}
     top, *others = record["leaders"]
+    floor = max(f1[name] for name in FLOORS)
+    if f1[top] <= floor:
+        return (
+            f"This run names no winner: no objective rises above F1 {floor:.1f}, which the model "
+            "reaches without the passage. Such a budget orders nothing."
+        )
     if not others:
         return f"The best objective of this run is `{top}`, F1 {f1[top]:.1f}: {record['verdict']}."
     if record["seeds"] == 1:

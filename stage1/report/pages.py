@@ -11,15 +11,15 @@ from datetime import date
 from pathlib import Path
 
 import nbformat
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from jinja2 import pass_context
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 from stage1 import store
-from stage1.report import formulas
+from stage1.report import formulas, markup
 
 TITLE = (
     "Stage 1: can a small adapter undo an 8x compression of a language model's input embeddings?"
@@ -48,10 +48,6 @@ MEDIA = [
     "text/plain",
 ]
 """The form in which an output is shown, the best first; none needs a script."""
-NUMBER = re.compile(
-    r"[-+−]?\d[\d,]*\.?\d*(e[-+]?\d+)?( ?%| ± [\d.]+| \[[^]]+\])?|nan|–", re.IGNORECASE
-)
-ACTIVE = ("script", "link", "iframe", "object", "embed")
 
 
 class Exporter(HTMLExporter):
@@ -77,7 +73,9 @@ def navigation_link(step: str, current: str = "") -> dict:
 
 
 def render(executed: Path, page: Path) -> None:
-    """Write the executed notebook as a page: code folded, outputs shown, formulas as MathML.
+    """Write the executed notebook as a page: outputs shown, code folded, formulas as MathML.
+
+    The report's page shows no code: it is for readers who want the answer.
 
     Raises ValueError with the notebook's name for a formula that cannot be converted and for an
     output that runs a script or loads a file.
@@ -93,12 +91,12 @@ def write(notebook: NotebookNode, page: Path, name: str, links: list[dict]) -> N
     """Write a page with the navigation links; `name` is the notebook's in error messages."""
     title = re.sub(r"[`*$]", "", heading(notebook)) or page.stem
     describe_figures(notebook)
-    resources = {"title": title, "navigation": links, "notebook": name}
+    shows_code = not page.name.startswith((START, "index"))  # those two are for leads
+    resources = {"title": title, "navigation": links, "notebook": name, "shows_code": shows_code}
     html, _ = Exporter().from_notebook_node(notebook, resources)
     soup = BeautifulSoup(html, "html.parser")
-    check_self_contained(soup, name)
-    for table in soup.find_all("table"):
-        mark_columns(table)
+    markup.check_self_contained(soup, name)
+    markup.mark(soup)
     store.write_text(page, str(soup))
 
 
@@ -125,40 +123,6 @@ def describe_figures(notebook: NotebookNode) -> None:
                 cell.metadata.setdefault("alt", " ".join(re.sub(r"[`*$]", "", caption).split()))
 
 
-def check_self_contained(soup: BeautifulSoup, name: str) -> None:
-    """Raise ValueError with the notebook's name if its page would run a script or load a file."""
-    for tag in soup.find_all(True):
-        if tag.name in ACTIVE or any(attribute.startswith("on") for attribute in tag.attrs):
-            raise ValueError(f"{name}: an output has an active <{tag.name}>; pages run no scripts")
-        if not str(tag.get("src", "data:")).startswith("data:"):
-            raise ValueError(f"{name}: {tag['src']} is not embedded; show it as an output instead")
-        style = tag.get_text() if tag.name == "style" else str(tag.get("style", ""))
-        if match := re.search(r"@import|url\((?!['\"]?data:)", style):
-            raise ValueError(f"{name}: a style has {match[0]}, which would load a file")
-
-
-def mark_columns(table: Tag) -> None:
-    """Add a class to the cells of columns of numbers and of long text, heads included.
-
-    The style aligns numbers on the right and widens long text.
-    """
-    rows: list[list[Tag]] = []
-    for row in table.find_all("tr"):
-        cells = list(row.find_all(["td", "th"], recursive=False))
-        if not any(cell.has_attr("colspan") for cell in cells):
-            rows.append(cells[::-1])  # a head over several rows makes rows shorter on the left
-    for column in zip(*rows, strict=False):
-        texts = [cell.get_text(strip=True) for cell in column if cell.name == "td"]
-        if any(texts) and all(map(NUMBER.fullmatch, filter(None, texts))):
-            mark = "number"
-        elif max(map(len, texts), default=0) > 30:
-            mark = "long"
-        else:
-            continue
-        for cell in column:
-            cell["class"] = [*cell.get("class", []), mark]
-
-
 def index(folder: Path, executed: list[Path], preset: str) -> None:
     """Write `<folder>/index.html`, which links to the page of each executed notebook.
 
@@ -183,17 +147,17 @@ def index(folder: Path, executed: list[Path], preset: str) -> None:
 def about(preset: str) -> str:
     commit = store.git("rev-parse", "--short", "HEAD")
     made = f"Made on {date.today()}" + (f" from commit {commit}" if commit else "")
-    return f"{made}, preset `{preset}`. Each page is one executed notebook, with its code folded."
+    return f"{made}, preset `{preset}`. Each page is one executed notebook."
 
 
 def summary(executed: list[Path]) -> list[NotebookNode]:
-    """Return the outputs of the report's cells tagged `summary`: what the index opens with."""
-    shown = []
-    for path in executed:
-        if path.stem == START:
-            for cell in nbformat.read(path, as_version=4).cells:
-                if "summary" in cell.metadata.get("tags", []):
-                    shown.append(new_code_cell("", outputs=cell.outputs))
+    """Return the report's cells tagged `summary`, without code: what the index opens with."""
+    report = [path for path in executed if path.stem == START]
+    cells = [cell for path in report for cell in nbformat.read(path, as_version=4).cells]
+    shown = [cell for cell in cells if "summary" in cell.metadata.get("tags", [])]
+    for cell in shown:
+        if cell.cell_type == "code":
+            cell.source = ""
     return shown
 
 

@@ -26,6 +26,27 @@ def budget(config: StudyConfig) -> str:
     return ", ".join(parts)
 
 
+def records_label(records: StudyConfig) -> str:
+    """Name what committed records are of, in one line without markup."""
+    return f"Committed records: {subject(records)}, {budget(records)}".replace("`", "")
+
+
+def limits(config: StudyConfig) -> str:
+    """Say what holds for this corpus alone, as a list in Markdown."""
+    if config.data != "almanac":
+        return (
+            f"- Everything here is about one corpus, `{config.data}`. Its splits share no article; "
+            "how the model and the adapters do on other text is not measured."
+        )
+    return (
+        "- The built-in corpus is generated from a grammar: its statements have a few forms each, "
+        "and every question is answered by one sentence. A model that answers it has learned to "
+        "find and copy, not to reason, and knows nothing of the world.\n"
+        f"- Names of test passages are {config.test_names} in training, those of the selection "
+        f"split {config.selection_names}. On seen names F1 is higher than on unseen ones."
+    )
+
+
 def is_same(one: StudyConfig, other: StudyConfig, names: tuple[str, ...]) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in names)
 

@@ -149,6 +149,29 @@ def pairs(scores: pd.DataFrame, by: str, metric: str = "f1", margin: float = 2.0
     return table
 
 
+MARKS = {
+    Finding.DIFFERENT: "≠",
+    Finding.SLIGHTLY_DIFFERENT: "≈",
+    Finding.EQUIVALENT: "=",
+    Finding.UNDECIDED: "?",
+}
+"""A sign for each finding, where there is no room for its words."""
+
+
+def matrix(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `pairs` as a square of what the row gains over the column, with the finding's mark.
+
+    Rows and columns go from the best to the worst. `MARKS` explains the marks.
+    """
+    order = list(dict.fromkeys([*table["first"], *table["second"]]))
+    square = pd.DataFrame("", index=order, columns=order)
+    for _, pair in table.iterrows():
+        mark = MARKS[pair["finding"]]
+        square.loc[pair["first"], pair["second"]] = f"{pair['mean']:+.1f} {mark}"
+        square.loc[pair["second"], pair["first"]] = f"{-pair['mean']:+.1f} {mark}"
+    return square
+
+
 def leaders(scores: pd.DataFrame, by: str, metric: str = "f1", margin: float = 2.0) -> list[str]:
     """Return the level of `by` with the highest score, and after it all that may be as good.
 

@@ -72,4 +72,4 @@ def test_the_report_recommends_what_its_records_say(tmp_path, executed, check_pa
     notebooks.execute(original, tmp_path / "made_up.ipynb", {"preset": "smoke"})
     page = check_page(tmp_path / "made_up.ipynb")
     assert "then train with option 1 (reconstruction alone)" in page
-    assert "Train with option 1" in page
+    assert "Objective:</strong> option 1 (reconstruction alone)" in page

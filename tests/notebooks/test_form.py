@@ -40,6 +40,18 @@ def test_has_short_cells_without_definitions(path):
         assert len(cell.source.splitlines()) <= 25, cell.source
 
 
+def test_each_figure_of_the_report_names_its_record_and_command():
+    cells = nbformat.read(PATHS["05_report"], as_version=4).cells
+    figures = [i for i, cell in enumerate(cells) if "report_plots.save(" in cell.source]
+    assert len(figures) == 5
+    for i in figures:
+        caption, line = cells[i + 1].source.split("\n\n")[:2]
+        assert caption and line.startswith("Record: ") and "`make full`" in line, line
+        assert "python -m stage1.study.sweep" in line
+        paths = re.findall(r"`((?:records|figures)/[\w/.]+)`", line)
+        assert len(paths) >= 2 and all((store.ROOT / path).is_file() for path in paths), paths
+
+
 PROGRESS = "\r  0%|          | 0/4\r 50%|#####     | 2/4"
 PLANTED = {
     "cells tagged `parameters`": lambda cells: cells[0].metadata.clear(),

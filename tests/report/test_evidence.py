@@ -66,11 +66,14 @@ def test_the_table_holds_the_runs_of_the_best_adapter(e):
 def test_the_recommendation_follows_the_records(f1, seconds, recommended):
     e = made_up.evidence(f1=f1, seconds=seconds)
     assert e.recommended == e.warmed.recommended == recommended
-    answer, recommendation = decision.answer(e)[0], decision.recommendation(e)[1]
+    answer, rows = decision.answer(e)[0], decision.recommendation(e).set_index("decision")
     assert f"then train with {OBJECTIVES[recommended].label}." in answer
-    assert recommendation.startswith(f"**Train with {OBJECTIVES[recommended].label}.**")
+    assert list(rows.index) == ["warm-up", "objective", "adapter"]
+    assert rows.loc["objective", "choose"] == OBJECTIVES[recommended].label
     assert f"{e.warmed.mean(recommended):.1f}" in answer and "5,000 steps" in answer
-    assert all(OBJECTIVES[name].label in recommendation for name in FIXES)
+    gained = rows.loc["objective"].iloc[1]
+    for name in FIXES:
+        assert (OBJECTIVES[name].label in gained) == (name != recommended)
 
 
 def test_the_answer_says_what_the_warm_up_adds_and_whether_the_start_still_matters(e):
@@ -213,8 +216,30 @@ def test_the_records_are_read_from_their_files(e, tmp_path, monkeypatch):
         evidence.load(StudyConfig(), **arguments)
 
 
+def test_the_recommendation_says_what_each_decision_gains(e):
+    warmup, objective, adapter = decision.recommendation(e).itertuples(index=False)
+    assert warmup[1:3] == (
+        "5,000 steps of reconstruction",
+        "+15.0 [+15.0, +15.0] over none (different)",
+    )
+    assert objective[2].count(" over ") == len(FIXES) - 1 and "x its time" in objective[2]
+    assert adapter[1] == "pca_inverse, calibrated" and adapter[2].startswith("+1.0 [+1.0, +1.0]")
+
+
+def rows(**f1: float) -> list[dict]:
+    """Return a run's conditions, with a floor of 4."""
+    floors = {"question_only": 4.0, "shuffled_context": 3.0}
+    return [{"condition": name, "f1": value} for name, value in (f1 | floors).items()]
+
+
+def test_a_run_that_stays_on_the_floor_names_no_winner():
+    record = {"table": rows(distill=4.0), "leaders": ["distill"], "seeds": 3, "verdict": "failure"}
+    words = decision.of_run(record)
+    assert "names no winner" in words and "no objective rises above F1 4.0" in words
+
+
 def test_a_run_with_one_seed_names_no_winner():
-    table = [{"condition": "distill", "f1": 40.0}, {"condition": OPTION3, "f1": 42.0}]
+    table = rows(distill=40.0, **{OPTION3: 42.0})
     record = {"table": table, "leaders": [OPTION3, "distill"], "seeds": 1, "verdict": "failure"}
     words = decision.of_run(record)
     assert (

@@ -115,7 +115,7 @@ def index(folder, executed) -> Callable[..., BeautifulSoup]:
 def test_code_is_folded_and_outputs_are_not(page):
     folded = page.select("details.code")
     summaries = [each.summary.get_text() for each in folded]
-    assert summaries == ["parameters"] * 2 + ["code"] * 4
+    assert summaries == ["defaults", "parameters"] + ["code"] * 4
     assert not any(each.has_attr("open") for each in folded)
     assert "secret = 1 < 2" in folded[2].get_text()
     assert folded[2].select_one("span.c1").get_text() == "# a comment"
@@ -124,6 +124,29 @@ def test_code_is_folded_and_outputs_are_not(page):
     left = page.get_text()
     assert "secret" not in left and "preset" not in left
     assert "test: 100%" in left and "wide0" in left and "it is." in left
+
+
+def test_the_reports_own_page_shows_no_code(tmp_path):
+    soup = rendered(
+        tmp_path, new_code_cell("secret = 1"), shows(text_plain="seen"), name="05_report"
+    )
+    assert "secret" not in soup.main.get_text() and "seen" in soup.main.get_text()
+
+
+def test_cells_on_committed_records_are_set_apart_with_one_label(tmp_path):
+    tagged = [new_markdown_cell(text, metadata={"tags": ["records"]}) for text in "ABC"]
+    soup = rendered(tmp_path, tagged[0], tagged[1], new_markdown_cell("own"), tagged[2])
+    parts = soup.select("section.records")
+    texts = [part.get_text(" ", strip=True) for part in parts]
+    assert [text.split()[-2:] for text in texts] == [["A", "B"], ["seeds", "C"]]
+    assert all(text.startswith("Committed records: language model shipped") for text in texts)
+    assert [len(part.select(".label")) for part in parts] == [1, 1]
+
+
+def test_a_line_that_names_the_record_is_small(tmp_path):
+    soup = rendered(tmp_path, new_markdown_cell("Record: `records/full/trials.csv`.\n\nMore."))
+    assert soup.find("p", class_="source").get_text().startswith("Record:")
+    assert len(soup.select(".source")) == 1
 
 
 def test_a_progress_bar_is_one_line(page):
@@ -301,6 +324,17 @@ def test_the_index_opens_with_the_reports_summary(tmp_path):
     assert text.index("Made on 20") < text.index("Prefer") < text.index("Read on")
 
 
+def test_a_figure_of_the_summary_keeps_its_caption_as_alternative_text(tmp_path):
+    tags = {"tags": ["summary"]}
+    picture = shows(image_png=PNG)
+    picture.metadata.update(tags)
+    caption = new_markdown_cell("F1 of *every* one.\n\nRecord: `a.csv`.", metadata=tags)
+    rendered(tmp_path, new_markdown_cell("# 05 · Report"), picture, caption, name="05_report")
+    pages.index(tmp_path, [tmp_path / "05_report.ipynb"], "smoke")
+    main = read(tmp_path / "index.html").main
+    assert main.img["alt"] == "F1 of every one." and main.find(class_="source")
+
+
 def test_the_index_shows_the_adapters_as_objective_by_seed(index):
     rows = index().find(id="adapters").find_all("tr")
     assert [[cell.get_text() for cell in row.find_all(["td", "th"])] for row in rows] == [
@@ -328,6 +362,23 @@ def test_the_command_writes_the_index(folder, executed):
     command = [sys.executable, "-m", "stage1.report.pages", "index", folder, "smoke", *executed]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     assert (folder / "index.html").is_file()
+
+
+def test_a_table_of_sentences_stacks_and_one_of_numbers_does_not(tmp_path):
+    sentence = "A sentence of more than seventy characters, which no phone shows in one column."
+    head = "<thead><tr><th>letter</th><th>what_it_says</th></tr></thead>"
+    tables = [
+        f"<table>{head}<tbody><tr><td>a</td><td>{x}</td></tr></tbody></table>"
+        for x in (sentence, 1)
+    ]
+    words, numbers = rendered(tmp_path, *(shows(text_html=each) for each in tables)).find_all(
+        "table"
+    )
+    assert "stack" in words["class"] and "stack" not in numbers.get("class", [])
+    assert [cell["data-head"] for cell in words.find_all("td")] == ["letter", "what_it_says"]
+    assert (
+        len(numbers.thead.find_all("wbr")) == 2 and numbers.thead.get_text() == "letterwhat_it_says"
+    )
 
 
 def test_phone_and_paper_have_rules_of_their_own(page):

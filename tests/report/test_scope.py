@@ -39,8 +39,16 @@ def test_records_of_the_same_setting_say_so():
     assert "This run has the same setting" in scope.beside(FULL.replace(seeds=1), FULL)
 
 
+def test_the_limits_are_those_of_the_corpus():
+    assert "grammar" in scope.limits(FULL) and "seen in training" in scope.limits(FULL)
+    of_other = scope.limits(FULL.replace(data="my.json"))
+    assert "`my.json`" in of_other and "grammar" not in of_other
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
 def test_no_fixed_text_of_a_notebook_describes_the_language_model(path):
     cells = json.loads(path.read_text())["cells"]
     text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    assert not re.search(r"\d M parameters|\dM parameters|invented corpus", text), path
+    assert not re.search(r"\d M parameters|\dM parameters|invented corpus|almanac|shipped", text), (
+        path
+    )

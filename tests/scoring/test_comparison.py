@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage1.scoring.comparison import (
+    MARKS,
     Finding,
     contrast,
     difference,
     holm,
     interval,
     leaders,
+    matrix,
     pairs,
 )
 from stage1.scoring.crossed import SMALLEST_P, Estimate
@@ -377,6 +379,17 @@ def test_the_p_values_of_pairs_are_corrected_for_the_number_of_pairs(levels):
     one_pair = pairs(levels[levels["objective"].isin(["best", "near"])], "objective")
     assert len(one_pair) == 1 and 0 < one_pair["p"][0] < 0.05
     assert one_pair["p"][0] < all_pairs.loc[("best", "near"), "p"] <= 6 * one_pair["p"][0]
+
+
+def test_the_matrix_shows_every_pair_from_both_sides(levels):
+    table = pairs(levels, "objective")
+    square = matrix(table)
+    assert set(square) == set(square.index) == set(levels["objective"])
+    for _, pair in table.iterrows():
+        mark = MARKS[pair["finding"]]
+        assert square.loc[pair["first"], pair["second"]] == f"{pair['mean']:+.1f} {mark}"
+        assert square.loc[pair["second"], pair["first"]] == f"{-pair['mean']:+.1f} {mark}"
+    assert set(square.to_numpy().diagonal()) == {""} and square.index[0] == "best"
 
 
 @pytest.mark.parametrize(
