@@ -35,7 +35,7 @@ if workflow.is_main_process and not (shown.dryrun or shown.verbose):
     steps.attach(logger, Path(RUN), Path(REPORT))
 ADAPTER = RUN + "/adapters/{objective}-seed{seed}"
 ALL = {"objective": list(OBJECTIVES), "seed": list(range(STUDY.seeds))}
-SEPARATE = ["00_explore", "01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_report", "06_fault_gallery"]
+SEPARATE = ["00_explore", "01_data_and_pca", "03_generation_eval", "04_loss_magnitude", "05_report", "06_fault_gallery", "07_english"]
 TRAINED = expand("02_train_adapter-{objective}-seed{seed}", **ALL)
 GPU_RECORDS = [
     *expand("records/full/runs_{budget}.csv", budget=["10000x3", "640x2", "2500x3", "40000x3"]),
@@ -54,6 +54,7 @@ GPU_RECORDS = [
 
 # What sweeps over the gallery left: none of them yet, some or all. No rule makes them.
 FAULT_RECORDS = sorted(str(path) for path in Path("records/faults").glob("*.*"))
+ENGLISH_RECORDS = sorted(str(path) for path in Path("records/english").glob("*.*"))
 
 
 def inputs(notebook):
@@ -176,6 +177,18 @@ rule fault_gallery:
         page=f"{REPORT}/06_fault_gallery.html",
     log:
         f"{RUN}/notebooks/06_fault_gallery.ipynb",
+    shell:
+        "python -m stage1.report.notebooks {input[0]} {PRESET:q} {output.page:q}"
+
+
+rule english:
+    input:
+        inputs("07_english"),
+        ENGLISH_RECORDS,
+    output:
+        page=f"{REPORT}/07_english.html",
+    log:
+        f"{RUN}/notebooks/07_english.ipynb",
     shell:
         "python -m stage1.report.notebooks {input[0]} {PRESET:q} {output.page:q}"
 

@@ -1,6 +1,6 @@
 """Folders of trained adapters, by path or by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stage1 import store
@@ -16,26 +16,28 @@ def committed_folders() -> dict[str, Path]:
     return {f"{path.parents[2].name}/{path.parent.name}": path.parent for path in found}
 
 
-def find(names: Names) -> dict[str, Path]:
+def find(names: Names, own: Mapping[str, Path]) -> dict[str, Path]:
     """Return the folders of adapters, by folder or by name: `distill` is `full/distill-seed0`.
 
-    Raises ValueError for a folder without an adapter and for an unknown name or one of several.
+    `own` are the committed adapters of the language model that is asked. Raises ValueError for a
+    folder without an adapter and for an unknown name or one of several.
     """
     names = [] if names is None else [names] if isinstance(names, str | Path) else names
-    return dict(find_one(name) for name in names)
+    return dict(find_one(name, own) for name in names)
 
 
-def find_one(name: str | Path) -> tuple[str, Path]:
+def find_one(name: str | Path, own: Mapping[str, Path]) -> tuple[str, Path]:
     folder, known = Path(name).expanduser(), committed_folders()
     if folder.is_dir():
         present = (folder / "adapter.json").is_file()
         require(present, "adapter", str(name), "a folder with adapter.json, which training writes")
         return str(name), folder
-    ends = (f"/{name}", f"/{name}-seed0")
-    labels = [label for label in known if label == str(name) or label.endswith(ends)]
-    close = [part for label in known for part in (label, label.split("/")[1])]
+    if str(name) in known:  # of another language model, too: its loading says so
+        return str(name), known[str(name)]
+    labels = [label for label in own if label.endswith((f"/{name}", f"/{name}-seed0"))]
+    close = [part for label in own for part in (label, label.split("/")[1])]
     close += [part.rsplit("-", 1)[0] for part in close]
-    allowed = f"a folder of a trained adapter, or one of {', '.join(known) or 'none committed'}"
+    allowed = f"a folder of a trained adapter, or one of {', '.join(own) or 'none committed'}"
     allowed += "" if labels else nearest(str(name), dict.fromkeys(close))
     require(len(labels) == 1, "adapter", str(name), allowed)
-    return labels[0], known[labels[0]]
+    return labels[0], own[labels[0]]

@@ -59,7 +59,8 @@ class Reader:
         for name, text in (("context", context), ("question", question)):
             require(isinstance(text, str), name, text, "text")
         require(bool(question.strip()), "question", question, "a question, not empty")
-        given = {label: self.load_adapter(folder) for label, folder in find(adapter).items()}
+        folders = find(adapter, self.own_folders)
+        given = {label: self.load_adapter(folder) for label, folder in folders.items()}
         trained = self.committed if adapter is None else given
         compression = self.compression(ratio, next(iter(given.values()), None))
         prompt, kept = shorten(self.lm.tokenizer, self.config, context, question)
@@ -101,16 +102,21 @@ class Reader:
         return Answered(text, tokens, ended, sum(losses))
 
     @cached_property
-    def committed(self) -> dict[str, Film]:
-        """The committed adapters of this language model, by name."""
+    def own_folders(self) -> dict[str, Path]:
+        """The folders of the committed adapters of this language model, by name."""
         own, found = None, {}
         for label, folder in committed_folders().items():
             about = store.read_json(folder / "adapter.json")["results"]
             if about["D"] == self.D:  # before the digest, which takes seconds for a large table
                 own = own or fingerprint(self.lm.embedding_table)
                 if about["table"] == own:
-                    found[label] = self.load_adapter(folder)
+                    found[label] = folder
         return found
+
+    @cached_property
+    def committed(self) -> dict[str, Film]:
+        """The committed adapters of this language model, by name."""
+        return {label: self.load_adapter(folder) for label, folder in self.own_folders.items()}
 
     def load_adapter(self, folder: Path) -> Film:
         """Return a trained adapter.

@@ -29,7 +29,7 @@ LISTED = re.compile(
 )
 """A GPU in the output of `nvidia-smi -L`; a GPU divided by MIG counts as its parts."""
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-READ_RECORDS = ("05_report", "06_fault_gallery")
+READ_RECORDS = ("05_report", "06_fault_gallery", "07_english")
 """Notebooks that train nothing in a report."""
 
 

@@ -44,7 +44,7 @@ def answer(e: Evidence) -> list[str]:
 def language_model() -> str:
     """Say what the committed records hold for: the language model, the corpus, the questions."""
     return (
-        f"the shipped language model, which has {TRAINING['parameters'] / 1e6:.1f}M parameters and "
+        f"the almanac's language model, which has {TRAINING['parameters'] / 1e6:.1f}M parameters and "
         "reads generated text, asked about names that no training passage contains"
     )
 

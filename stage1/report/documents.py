@@ -17,6 +17,7 @@ from stage1.report import (
     claims,
     controls,
     decision,
+    english,
     evidence,
     fault_results,
     fault_takeaways,
@@ -45,6 +46,22 @@ def paragraphs(texts: list[str]) -> str:
 @block
 def answer(c: Controls) -> str:
     return paragraphs([*decision.answer(c.evidence), *decision.beyond(c)])
+
+
+@block
+def english_answer(c: Controls) -> str:
+    return paragraphs(english.answer(english.load(), c.evidence))
+
+
+@block
+def english_beside(c: Controls) -> str:
+    return markdown_table(english.beside(english.load(), c.evidence))
+
+
+@block
+def english_adapters(_: Controls) -> str:
+    table = english.load().table().round({"f1": 1, "f1_low": 1, "f1_high": 1, "em": 1})
+    return markdown_table(table.round({"retention": 1, "fvu": 2}))
 
 
 @block

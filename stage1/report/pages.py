@@ -34,6 +34,7 @@ STEPS = {
     "04": ("loss", "04_loss_magnitude.html"),
     "05": ("report", f"{START}.html"),
     "06": ("faults", "06_fault_gallery.html"),
+    "07": ("English", "07_english.html"),
 }
 """The entries of the navigation: a step, a word for it, its page."""
 ADAPTER = re.compile(r"02_\w+-(?P<objective>\w+)-seed(?P<seed>\d+)")

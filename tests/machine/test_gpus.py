@@ -109,6 +109,7 @@ def test_no_gpu_is_visible_if_nvidia_smi_finds_no_driver(machine):
         ("04_loss_magnitude", {"device": "cpu"}, 0),
         ("05_report", {"processes": 4}, 0),
         ("06_fault_gallery", {"processes": 4}, 0),
+        ("07_english", {"processes": 4}, 0),
     ],
 )
 def test_only_training_needs_a_gpu_for_every_process(notebook, changes, expected):

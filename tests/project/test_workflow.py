@@ -151,7 +151,7 @@ def test_the_slurm_profile_requests_gpus_memory_and_time_per_job(finish):
     single = finish(*command)
     gpu, memory, minutes = (requested(single, name) for name in ("gpu", "mem_mb", "runtime"))
     no_gpu: dict[str, set[str]] = {
-        rule: set() for rule in ("report", "fault_gallery", "index", "all")
+        rule: set() for rule in ("report", "fault_gallery", "english", "index", "all")
     }
     assert gpu == {rule: {"1"} for rule in NEEDS_GPU} | no_gpu
     assert {rule: memory[rule] for rule in NEEDS_GPU} == {rule: {"32000"} for rule in NEEDS_GPU}

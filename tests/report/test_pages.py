@@ -31,6 +31,7 @@ REPORT = [
     "04_loss_magnitude",
     "05_report",
     "06_fault_gallery",
+    "07_english",
 ]
 
 
@@ -271,13 +272,13 @@ def test_a_formula_that_cannot_be_converted_is_named_with_its_notebook(formula, 
 
 @pytest.mark.parametrize(
     "name, current",
-    [(REPORT[0], "01"), (REPORT[1], "02"), ("05_report", "05"), (REPORT[-1], "06"), ("other", "")],
+    [(REPORT[0], "01"), (REPORT[1], "02"), ("05_report", "05"), (REPORT[-2], "06"), ("other", "")],
 )
 def test_the_navigation_marks_the_step(name, current, tmp_path):
     links = rendered(tmp_path, new_markdown_cell("# A title"), name=name).header.nav.find_all("a")
     assert [link["href"] for link in links] == [target for _, target in pages.STEPS.values()]
     steps = [link.get_text().split()[0] for link in links]
-    assert steps == ["Index", "00", "01", "02", "03", "04", "05", "06"]
+    assert steps == ["Index", "00", "01", "02", "03", "04", "05", "06", "07"]
     marked = [
         step for step, link in zip(steps, links, strict=True) if link.has_attr("aria-current")
     ]
@@ -302,7 +303,7 @@ def test_the_index_lists_orders_and_links_exactly_the_pages(index, folder):
     assert page.h1.get_text().startswith(pages.TITLE) and page.title.get_text() == pages.TITLE
     assert "smoke" in page.p.get_text()
     titles = [each.get_text().split(" · ")[0] for each in page.main.find_all("h3")]
-    assert titles == ["05", "01", "02", "03", "04", "06"]
+    assert titles == ["05", "01", "02", "03", "04", "06", "07"]
     assert page.main.h2.get_text().startswith("Read on")
     assert "Why" in page.main.get_text() and "Not this" not in page.get_text()
     assert len(page.main.find_all("msup")) == len(titles)

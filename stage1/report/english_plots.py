@@ -1,0 +1,51 @@
+"""Figures of notebook 07: how the English language model was trained, and how its adapters do."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from stage1 import names
+from stage1.names import OBJECTIVES
+from stage1.report import plots
+from stage1.report.english import English
+from stage1.report.plots import F1, legend_below, panels
+
+
+def pretraining(curve: pd.DataFrame) -> Figure:
+    """Plot cross-entropy per token, and how often an answer token is right, over the steps.
+
+    Columns `step`, `cross_entropy` and `answer_cross_entropy` (nats) and `answer_accuracy` (0 to
+    1), all on training rows.
+    """
+    figure, (loss, right) = panels(2, width=4.6, height=3.2)
+    loss.plot(curve["step"], curve["cross_entropy"], color=names.BLUE, label="all tokens")
+    answers = {"color": names.VERMILION, "label": "answer tokens"}
+    loss.plot(curve["step"], curve["answer_cross_entropy"], **answers)
+    loss.set(xlabel="step", ylabel="cross-entropy (nats per token)", ylim=(0, 8))
+    right.plot(curve["step"], 100 * curve["answer_accuracy"], **answers)
+    right.set(xlabel="step", ylabel="answer tokens right (percent)", ylim=(0, 102))
+    legend_below(figure, [loss], columns=2)
+    return figure
+
+
+def adapters(english: English) -> Figure:
+    """Plot F1 of every objective and start with its interval, between floor and ceiling."""
+    table = english.table()
+    figure, (axis,) = panels(1, width=7.5, height=1.6 + 0.34 * len(table))
+    for y, (_, row) in enumerate(table[::-1].iterrows()):
+        plots.mean_with_interval(axis, row, "f1", y, row["objective"])
+        text = f"{row['f1']:.1f}"
+        place = (row["f1_high"], y)
+        axis.annotate(text, place, (5, -3), textcoords="offset points", fontsize=8)
+    lines = {"ceiling": english.ceiling, "floor": english.floor}
+    lines["PCA inverse"] = english.untrained_f1("pca_inverse").mean
+    for (name, f1), style in zip(lines.items(), plots.LINES, strict=False):
+        label = f"{name} ({f1:.1f})"
+        axis.axvline(f1, color="black", linewidth=1, linestyle=style, label=label)
+    labels = [
+        f"{OBJECTIVES[name].label.split(' (')[0]}, {start}"
+        for name, start in zip(table["objective"], table["start"], strict=True)
+    ]
+    axis.set_yticks(range(len(table)), labels[::-1])
+    axis.set(xlabel=F1, xlim=(-1, max(50.0, english.ceiling + 3)), ylim=(-0.6, len(table) - 0.4))
+    legend_below(figure, [axis], columns=3)
+    return figure
