@@ -23,6 +23,7 @@ from stage1.report import (
     results,
 )
 from stage1.report.controls import Controls
+from stage1.scoring.intervals import Interval
 from stage1.scoring.tables import markdown_table
 
 PAGES = ("README.md", "docs/analysis.md", "docs/original.md")
@@ -128,7 +129,15 @@ def language_models(c: Controls) -> str:
 
 @block
 def ratios(c: Controls) -> str:
-    return markdown_table(c.ratios().astype(object))
+    """F1 with its interval in words: ratios in rows, conditions in columns."""
+    table = c.ratios()
+    bounds = table[["f1", "f1_low", "f1_high"]].itertuples(index=False)
+    table["words"] = [str(Interval(*f1)) for f1 in bounds]
+    by = ["ratio", "K"]
+    wide = table.pivot(index=by, columns="condition", values="words")
+    wide = wide[table["condition"].unique()]
+    wide["seeds"] = table.groupby(by)["seeds"].max()
+    return markdown_table(wide.reset_index())
 
 
 @block
