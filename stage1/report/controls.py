@@ -14,7 +14,7 @@ from stage1 import store
 from stage1.config import load_preset
 from stage1.names import FLOORS
 from stage1.report import results
-from stage1.report.evidence import AS_FOUND, Evidence
+from stage1.report.evidence import AS_FOUND, START, Evidence
 from stage1.report.plots import in_order
 from stage1.report.verdicts import signed
 from stage1.scoring import comparison
@@ -47,6 +47,13 @@ def cell(table: pd.DataFrame, names: Sequence[str] = FIELDS, **fields: Any) -> p
     """Return the rows that have these fields, and `FULL`'s values in the rest of `names`."""
     wanted = {name: getattr(FULL, name) for name in names} | fields
     return table[(table[list(wanted)] == list(wanted.values())).all(axis=1)]
+
+
+def edge(trials: pd.DataFrame) -> float | None:
+    """Return the best learning rate of a cell if it is the smallest or the largest tried."""
+    rates = trials.set_index("learning_rate")["selection_f1"]
+    at_edge = rates.idxmax() in (rates.index.min(), rates.index.max())
+    return float(rates.idxmax()) if at_edge else None
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,13 @@ class Controls:
         table = pd.DataFrame(rows, columns=columns)
         table.insert(0, "ratio", D // table["K"])
         return table.sort_values("ratio", kind="stable", ignore_index=True)
+
+    def open_ratios(self) -> list[int]:
+        """Return the ratios at which the recipe's best learning rate is at the edge of its grid."""
+        start = dict(zip(START, RECIPE_START, strict=True)) | {"objective": FULL.objective}
+        widths = sorted(set(self.ratios()["K"].tolist()), reverse=True)
+        tried = {K: cell(self.trials, compressed_width=K, **start) for K in widths}
+        return [D // K for K, trials in tried.items() if edge(trials) is not None]
 
 
 def load(evidence: Evidence, folder: str = "full") -> Controls:

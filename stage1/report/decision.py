@@ -107,7 +107,9 @@ def by_ratio(c: Controls) -> str:
         f"{Interval(*f1)} at {ratio}x"
         for ratio, *f1 in own[["ratio", "f1", "f1_low", "f1_high"]].itertuples(index=False)
     )
-    return f"By compression ratio, the recipe reaches F1 {reached}."
+    edges = ", ".join(f"{ratio}x" for ratio in c.open_ratios())
+    more = f" Its best learning rate is at the edge of its grid at {edges}." if edges else ""
+    return f"By compression ratio, the recipe reaches F1 {reached}.{more}"
 
 
 def compare_factors(e: Evidence) -> str:

@@ -115,9 +115,8 @@ def edges(c: Controls) -> str:
     """The cells of the search whose best learning rate is the smallest or the largest tried."""
     found = []
     for (steps, *cell), rows in c.search().groupby(["warmup_steps", *results.ADAPTER]):
-        rates = rows.set_index("learning_rate")["selection_f1"]
-        if rates.idxmax() in (rates.index.min(), rates.index.max()):
-            found.append((f"{steps:,}", ", ".join(cell), f"{rates.idxmax():g}"))
+        if (rate := controls.edge(rows)) is not None:
+            found.append((f"{steps:,}", ", ".join(cell), f"{rate:g}"))
     head = ["warm-up steps", "cell whose best rate is at the edge", "rate"]
     return markdown_table(pd.DataFrame(found, columns=head))
 
