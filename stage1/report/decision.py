@@ -68,13 +68,22 @@ def beyond(c: Controls) -> list[str]:
     ]
 
 
+def recipe_name(c: Controls) -> str:
+    """Name what `Controls.recipe` is: the recommendation, unless the records recommend another."""
+    w = c.evidence.warmed
+    if (w.recommended, w.adapter) == (FULL.objective, controls.RECIPE_START):
+        return "the recipe"
+    start = adapter_name(controls.RECIPE_START)
+    return f"{OBJECTIVES[FULL.objective].label} after the warm-up ({start})"
+
+
 def lost_by_pca(c: Controls) -> str:
     """Say how much of what is missing a projection restores that is trained with the adapter."""
     trained = c.baseline(controls.PROJECTION)
     gain = c.gain(trained, c.recipe())
     reached = (
         f"a projection that is trained with the adapter reaches F1 {comparison.interval(trained)}, "
-        f"{gain} more than the recipe"
+        f"{gain} more than {recipe_name(c)}"
     )
     if c.beyond_half().low > 0:
         return f"Most of what is missing is lost by PCA: {reached}."
@@ -107,9 +116,13 @@ def by_ratio(c: Controls) -> str:
         f"{Interval(*f1)} at {ratio}x"
         for ratio, *f1 in own[["ratio", "f1", "f1_low", "f1_high"]].itertuples(index=False)
     )
-    edges = ", ".join(f"{ratio}x" for ratio in c.open_ratios())
-    more = f" Its best learning rate is at the edge of its grid at {edges}." if edges else ""
-    return f"By compression ratio, the recipe reaches F1 {reached}.{more}"
+    return f"By compression ratio, {recipe_name(c)} reaches F1 {reached}. {open_rates(c)}".strip()
+
+
+def open_rates(c: Controls) -> str:
+    """Say at which ratios other learning rates may let the recipe reach more, if at any."""
+    ratios = ", ".join(f"{ratio}x" for ratio in c.open_ratios())
+    return f"At {ratios} the best learning rate is at the edge of its grid." if ratios else ""
 
 
 def compare_factors(e: Evidence) -> str:

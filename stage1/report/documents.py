@@ -136,7 +136,7 @@ def ratios(c: Controls) -> str:
     wide = table.pivot(index=by, columns="condition", values="words")
     wide = wide[table["condition"].unique()]
     wide["seeds"] = table.groupby(by)["seeds"].max()
-    return markdown_table(wide.reset_index())
+    return f"{markdown_table(wide.reset_index())}\n\n{paragraphs([decision.open_rates(c)])}".strip()
 
 
 @block

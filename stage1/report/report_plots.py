@@ -117,10 +117,10 @@ def ratios(table: pd.DataFrame, ceiling: float) -> Figure:
     figure, (axis,) = panels(1, width=7.5, height=3.6)
     for name, own in table.groupby("condition", sort=False):
         style = "-" if name in names.OBJECTIVES else ":"
-        look = {"color": plots.colour(name), "linestyle": style, "label": name, "marker": "o"}
+        look: dict = {"color": plots.colour(name), "linestyle": style, "label": name}
+        look |= {"marker": "o", "linewidth": 1.2, "markersize": 4, "capsize": 3}
         whiskers = [own["f1"] - own["f1_low"], own["f1_high"] - own["f1"]]
-        size = {"linewidth": 1.2, "markersize": 4, "capsize": 3}
-        axis.errorbar(own["ratio"], own["f1"], whiskers, **look, **size)
+        axis.errorbar(own["ratio"], own["f1"], whiskers, **look)
     plots.ceiling_line(axis, ceiling)
     axis.set(xscale="log", xlabel="compression ratio D/K", ylabel=F1, ylim=(-3, 103))
     ticks = table["ratio"].unique()

@@ -73,9 +73,16 @@ def test_words_follow_from_the_tables(c):
     assert control.startswith("Where nothing is compressed, training gains 0.1 [")
     assert "of the 1.0 points that are left" in control
     assert "96.2 [" in ratios and "] at 2x, 48.2 [" in ratios
-    assert ratios.endswith(" Its best learning rate is at the edge of its grid at 16x.")
+    assert ratios.endswith(" At 16x the best learning rate is at the edge of its grid.")
     inside = c.trials.assign(selection_f1=(c.trials["learning_rate"] == 1.0e-3).astype(float))
     assert decision.by_ratio(replace(c, trials=inside)).endswith("] at 32x.")
+
+
+def test_the_recipe_has_its_name_where_the_records_recommend_another(c):
+    assert decision.recipe_name(c) == "the recipe"
+    other = made_up.controls(f1={"option1_reconstruction": 80.0})
+    assert decision.recipe_name(other).startswith("option 3 (reconstruction and")
+    assert decision.by_ratio(other).startswith("By compression ratio, option 3 (")
 
 
 def with_baselines(c: controls.Controls, **f1: float) -> controls.Controls:
