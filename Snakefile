@@ -51,6 +51,13 @@ GPU_RECORDS = [
     "benchmarks/results/objective_cost.csv",
     "benchmarks/results/train_step_largest.csv",
 ]
+CONTROL_RECORDS = [
+    *expand("records/full/runs_{name}.parquet", name=["models", "ratios", "baselines"]),
+    *expand("records/full/runs_{name}.csv", name=["warmup_471", "models"]),
+    *expand("records/full/untrained{name}.csv", name=["_models", "_ratios"]),
+    "records/full/untrained.parquet",
+    "records/full/trials.csv",
+]
 
 # What sweeps over the gallery left: none of them yet, some or all. No rule makes them.
 FAULT_RECORDS = sorted(str(path) for path in Path("records/faults").glob("*.*"))
@@ -159,6 +166,7 @@ rule report:
     input:
         inputs("05_report"),
         GPU_RECORDS,
+        CONTROL_RECORDS,
         this_run=f"{RUN}/03_generation_eval.json",
     output:
         record=f"{RUN}/05_report.json",

@@ -7,7 +7,7 @@ import pandas as pd
 
 from stage1.config import StudyConfig
 from stage1.names import OBJECTIVES
-from stage1.report.controls import BASELINES, FIELDS, FULL, Controls
+from stage1.report.controls import BASELINES, FIELDS, FULL, RECIPE_START, Controls
 from stage1.report.evidence import Evidence
 
 INITIALISATIONS, SCALINGS = ("pca_inverse", "random"), ("calibrated", "unit_rms")
@@ -22,6 +22,9 @@ F1 = {
     "distill": 73.0,
 }
 """F1 on the best adapter; an objective that is missing here has 20."""
+BASELINE_F1 = {"affine": 40.0, "projection": 98.0, "control": 98.9, "soft": 99.0}
+"""F1 of what is trained in place of the adapter, in the order of `BASELINES`."""
+WIDTHS = (96, 48, 12, 6)
 RANDOM = 40.0
 """F1 points that a random start costs."""
 
@@ -73,7 +76,8 @@ def scores(table: pd.DataFrame, articles: int = 12, questions: int = 3) -> pd.Da
             "noise": noise - noise.mean(),
         }
     )
-    run = ["objective", "initialisation", "output_scaling", "seed", "f1", "em", "language_model"]
+    run = ["objective", "initialisation", "output_scaling", "seed", "f1", "em", *FIELDS]
+    run = [name for name in run if name in table]
     answers = table[run].merge(asked, how="cross")
     return answers.assign(f1=answers["f1"] + answers["noise"]).drop(columns="noise")
 
@@ -135,9 +139,9 @@ def tables(
     return {
         "runs_10000x3.csv": full,
         "runs_10000x3.parquet": scores(full),
-        "untrained.csv": by_name("condition", f1=untrained).assign(
-            right_first=0.05, right_later=0.4
-        ),
+        "untrained.csv": by_name(
+            "condition", f1=untrained, f1_low=untrained, f1_high=untrained
+        ).assign(right_first=0.05, right_later=0.4),
         "runs_640x2.csv": runs(dict.fromkeys(f1, 3.0), 640, 2),
         "runs_2500x3.csv": runs({name: value / 2 for name, value in f1.items()}, 2_500),
         "runs_40000x3.csv": runs({name: value + more for name, value in f1.items()}, 40_000),
@@ -170,24 +174,53 @@ def control_tables(changes: dict) -> dict[str, pd.DataFrame]:
         "runs_models.parquet": scores(other),
         "untrained_models.csv": untrained.assign(language_model="other"),
         "trials.csv": trials(),
-        "untrained_ratios.csv": pd.concat(
-            untrained.assign(compressed_width=K) for K in (96, 48, 12, 6)
-        ),
+        "runs_ratios.parquet": ratio_scores(warm),
+        "untrained_ratios.csv": pd.concat(untrained.assign(compressed_width=K) for K in WIDTHS),
+        "runs_baselines.parquet": baseline_scores(warm),
+        "untrained.parquet": untrained_scores(),
     }
 
 
+def usual() -> dict:
+    return {name: getattr(FULL, name) for name in FIELDS}
+
+
+def recipe(table: pd.DataFrame, *objectives: str) -> pd.DataFrame:
+    """Return the runs of these objectives on the adapter of the recipe."""
+    own = (table[["initialisation", "output_scaling"]] == list(RECIPE_START)).all(axis=1)
+    return table[own & table["objective"].isin(objectives)].assign(**usual())
+
+
 def trials() -> pd.DataFrame:
-    """Return two learning rates of every baseline and width; the higher one is better by 1."""
-    usual = {name: getattr(FULL, name) for name in FIELDS}
-    widths = [{"compressed_width": K} for K in (96, 48, 12, 6)]
-    settings = [usual | fields for fields in (*BASELINES.values(), *widths)]
-    rows = pd.DataFrame(settings).merge(
-        product(objective=OBJECTIVES, learning_rate=(1.0e-3, 3.0e-3)), how="cross"
-    )
-    trained = (rows["projection"] == "trained").astype(float)
-    f1 = rows["compressed_width"] / 4 + 1_000 * rows["learning_rate"] / 2 + 20 * trained
-    start = {"initialisation": "pca_inverse", "output_scaling": "calibrated"}
-    return rows.assign(**start, selection_f1=f1)
+    """Return three learning rates of the recipe at every width; at K = 12 the highest is best."""
+    rates = pd.DataFrame({"learning_rate": [1.0e-4, 1.0e-3, 1.0e-2], "selection_f1": [1, 3, 2]})
+    start = {"initialisation": RECIPE_START[0], "output_scaling": RECIPE_START[1]}
+    one = rates.assign(objective=OPTION3, **usual() | start)
+    table = pd.concat(one.assign(compressed_width=K) for K in (*WIDTHS, FULL.compressed_width))
+    best = (table["compressed_width"] == 12) & (table["learning_rate"] == 1.0e-2)
+    return table.assign(selection_f1=table["selection_f1"] + 2 * best)
+
+
+def ratio_scores(warm: pd.DataFrame) -> pd.DataFrame:
+    """Return answers of option 3 and option 1 at other widths K: F1 is K, less 3 for option 1."""
+    runs = recipe(warm, OPTION3, "option1_reconstruction")
+    worse = 3.0 * (runs["objective"] != OPTION3)
+    widths = [runs.assign(compressed_width=K, f1=K - worse + 0.2 * runs["seed"]) for K in WIDTHS]
+    return scores(pd.concat(widths))
+
+
+def baseline_scores(warm: pd.DataFrame, **f1: float) -> pd.DataFrame:
+    """Return answers of two objectives on every baseline, with `BASELINE_F1` or the F1 given."""
+    runs, parts = recipe(warm, OPTION3, "answer_ce"), []
+    for fields, reached in zip(BASELINES.values(), (BASELINE_F1 | f1).values(), strict=True):
+        parts.append(runs.assign(**fields, f1=reached + 0.2 * runs["seed"]))
+    return scores(pd.concat(parts))
+
+
+def untrained_scores() -> pd.DataFrame:
+    """Return answers from the original embeddings to the questions of `scores`."""
+    one = scores(pd.DataFrame([{"f1": 99.0, "em": 99.0}]))
+    return one.assign(condition="embeddings")
 
 
 def by_name(label: str, **columns: dict[str, float]) -> pd.DataFrame:

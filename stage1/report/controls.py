@@ -1,9 +1,10 @@
 """Comparisons around the headline: lengths of the warm-up, language models, baselines, ratios.
 
-Runs are scored on the reported split. Trials have one seed and are scored on the selection split,
-at the best of their learning rates.
+All of them are scored on the reported split, with intervals over articles and seeds. Only the
+search of the learning rates is on the selection split.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,10 @@ from stage1.config import load_preset
 from stage1.names import FLOORS
 from stage1.report import results
 from stage1.report.evidence import AS_FOUND, START, Evidence
+from stage1.report.plots import in_order
+from stage1.report.verdicts import signed
 from stage1.scoring import comparison
+from stage1.scoring.comparison import Difference
 from stage1.scoring.intervals import Interval
 from stage1.scoring.tables import retention
 
@@ -22,18 +26,34 @@ FULL = load_preset("full")
 TRAINING = store.read_json(store.ASSETS / "almanac-lm" / "training.json")
 """How the shipped language model was trained."""
 D = int(TRAINING["config"]["width"])
+RECIPE_START = (FULL.initialisation, FULL.output_scaling)
 FIELDS = ("language_model", "architecture", "projection", "compressed_width", "warmup_steps")
-"""What tells the rows of one cell of the trials apart from others, besides the start."""
+"""What tells the rows of one cell apart from others, besides objective and start."""
+RECIPE = "adapter, warm-up"
+PROJECTION = "adapter and trained projection, warm-up"
+CONTROL = "uncompressed control (K = D)"
 BASELINES: dict[str, dict[str, Any]] = {
-    "affine map, no warm-up": {"architecture": "affine", "warmup_steps": 0},
     "affine map, warm-up": {"architecture": "affine"},
-    "adapter, no warm-up": {"warmup_steps": 0},
-    "adapter, warm-up": {},
-    "adapter and trained projection, warm-up": {"projection": "trained"},
-    "uncompressed control (K = D)": {"compressed_width": D, "warmup_steps": 0},
+    PROJECTION: {"projection": "trained"},
+    CONTROL: {"compressed_width": D, "warmup_steps": 0},
     "soft codebook, one temperature": {"architecture": "soft_codebook", "warmup_steps": 0},
 }
 """What is trained in place of the adapter, by the fields in which it differs from `FULL`."""
+UNTRAINED = ("pca_inverse", "codebook")
+"""The conditions without training that are shown at every ratio."""
+
+
+def cell(table: pd.DataFrame, names: Sequence[str] = FIELDS, **fields: Any) -> pd.DataFrame:
+    """Return the rows that have these fields, and `FULL`'s values in the rest of `names`."""
+    wanted = {name: getattr(FULL, name) for name in names} | fields
+    return table[(table[list(wanted)] == list(wanted.values())).all(axis=1)]
+
+
+def edge(trials: pd.DataFrame) -> float | None:
+    """Return the best learning rate of a cell if it is the smallest or the largest tried."""
+    rates = trials.set_index("learning_rate")["selection_f1"]
+    at_edge = rates.idxmax() in (rates.index.min(), rates.index.max())
+    return float(rates.idxmax()) if at_edge else None
 
 
 @dataclass(frozen=True)
@@ -49,8 +69,14 @@ class Controls:
     models_untrained: pd.DataFrame
     trials: pd.DataFrame
     """The search of learning rates: selection scores of every cell and rate."""
+    ratio_scores: pd.DataFrame
+    """The scores of every answer of the recipe and of option 1 at other widths K."""
     ratios_untrained: pd.DataFrame
-    """Conditions without training at other widths K, on the reported split."""
+    """Conditions without training at other widths K."""
+    baseline_scores: pd.DataFrame
+    """The scores of every answer of what is trained in place of the adapter."""
+    untrained_scores: pd.DataFrame
+    """The scores of every answer of the conditions without training, at `FULL`'s width."""
 
     def lengths(self) -> pd.DataFrame:
         """Return F1 by objective (rows), and by start and steps of the warm-up (columns).
@@ -96,53 +122,99 @@ class Controls:
         row = {"start": ", ".join(adapter), "F1": str(found), "EM": f"{own['em'].mean():.1f}"}
         return row | {"retention": str(kept), "seeds": len(own)}
 
-    def search(self, **fields) -> pd.DataFrame:
-        """Return the trials of the shipped model's own adapter, at any length of the warm-up.
+    def search(self) -> pd.DataFrame:
+        """Return the trials of the shipped model's own adapter, at any length of the warm-up."""
+        return cell(self.trials, [name for name in FIELDS if name != "warmup_steps"])
 
-        `fields` replace those of `FULL`.
-        """
-        same = {name: getattr(FULL, name) for name in FIELDS if name != "warmup_steps"} | fields
-        return self.trials[(self.trials[list(same)] == list(same.values())).all(axis=1)]
+    def recipe(self, objective: str = FULL.objective) -> pd.DataFrame:
+        """Return the scores of an objective by the recipe of `FULL`: its start, after a warm-up."""
+        w = self.evidence.warmed
+        return w.select(w.scores, objective, RECIPE_START)
 
-    def best_trials(self, **fields) -> pd.DataFrame:
-        """Return the best rate's trial of every objective, on the best adapter.
+    def ceiling(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """Return the scores from the original embeddings, once for every seed of `scores`."""
+        own = self.untrained_scores[self.untrained_scores["condition"] == "embeddings"]
+        return own.merge(scores[["seed"]].drop_duplicates(), how="cross")
 
-        Fields that are not given are those of `FULL`.
-        """
-        start = dict(zip(START, self.evidence.warmed.adapter, strict=True))
-        trials = self.search(**{"warmup_steps": FULL.warmup_steps} | start | fields)
-        return trials.loc[trials.groupby("objective")["selection_f1"].idxmax()]
+    def baseline(self, name: str, objective: str = FULL.objective) -> pd.DataFrame:
+        """Return the scores of an objective on one of `BASELINES`."""
+        own = cell(self.baseline_scores, **BASELINES[name])
+        return own[own["objective"] == objective]
+
+    def gain(self, scores: pd.DataFrame, other: pd.DataFrame) -> Difference:
+        """Return the F1 of `scores` minus that of `other`, on the same questions and seeds."""
+        margin = self.evidence.config.equivalence_margin
+        return comparison.difference(scores, other, margin=margin)
+
+    def beyond_half(self) -> Difference:
+        """Return how far the trained projection is past the middle of recipe and ceiling (F1)."""
+        trained, recipe = self.baseline(PROJECTION), self.recipe()
+        both = pd.concat([recipe, self.ceiling(recipe)])
+        middle = both.groupby(["id", "title", "seed"], observed=True)["f1"].mean().reset_index()
+        return self.gain(trained, middle)
 
     def baselines(self) -> pd.DataFrame:
-        """Return the best selection F1 of what is trained in place of the adapter."""
-        rows = []
-        for name, fields in BASELINES.items():
-            best = self.best_trials(**fields).set_index("objective")
-            for objective in ("answer_ce", self.evidence.warmed.recommended):
-                if objective in best.index:
-                    row = best.loc[objective]
-                    rate, f1 = f"{row['learning_rate']:g}", f"{row['selection_f1']:.1f}"
-                    rows.append((name, objective, rate, f1))
-        return pd.DataFrame(rows, columns=["trained", "objective", "rate", "selection F1"])
+        """Return one row per kind of adapter and objective.
+
+        F1, the F1 gained over the recipe with the same objective and over the original embeddings,
+        each with its interval, and the number of seeds.
+        """
+        e, rows = self.evidence, []
+        for name in in_order(self.baseline_scores["objective"]):
+            kinds = {"adapter, no warm-up": e.select(e.scores, name, RECIPE_START)}
+            kinds |= {RECIPE: self.recipe(name)}
+            kinds |= {kind: self.baseline(kind, name) for kind in BASELINES}
+            rows += [self.compared(kind, name, own) for kind, own in kinds.items() if len(own)]
+        return pd.DataFrame(rows)
+
+    def compared(self, kind: str, objective: str, scores: pd.DataFrame) -> dict:
+        """Return one row of `baselines`."""
+        recipe = self.recipe(objective)
+        return {
+            "trained": kind,
+            "objective": objective,
+            "F1": str(comparison.interval(scores)),
+            "over the recipe": "–" if kind == RECIPE else signed(self.gain(scores, recipe)),
+            "over the ceiling": signed(self.gain(scores, self.ceiling(scores))),
+            "seeds": scores["seed"].nunique(),
+        }
 
     def ratios(self) -> pd.DataFrame:
-        """Return one row per compression ratio D/K: F1 of the recipe, option 1 and untrained."""
-        untrained = self.evidence.untrained.assign(compressed_width=FULL.compressed_width)
-        untrained, rows = pd.concat([self.ratios_untrained, untrained]), []
-        for K, f1 in untrained.groupby("compressed_width"):
-            best = self.best_trials(compressed_width=K).set_index("objective")["selection_f1"]
-            f1 = f1.set_index("condition")["f1"]
-            row = {"ratio": D // K, "K": K}
-            for name in (self.evidence.warmed.recommended, "option1_reconstruction"):
-                row[name] = best[name]
-            rows.append(row | {name: f1[name] for name in ("pca_inverse", "codebook")})
-        return pd.DataFrame(rows).sort_values("ratio", ignore_index=True).round(1)
+        """Return one row per compression ratio D/K and condition, with the interval of its F1.
+
+        The recipe and option 1, which have seeds, and `UNTRAINED`, which have none.
+        """
+        names = in_order(self.ratio_scores["objective"])
+        scores = pd.concat([self.ratio_scores, *map(self.recipe, names)])
+        rows = [
+            (K, name, *comparison.interval(own), own["seed"].nunique())
+            for name in names
+            for K, own in scores[scores["objective"] == name].groupby("compressed_width")
+        ]
+        usual = self.evidence.untrained.assign(compressed_width=FULL.compressed_width)
+        untrained = pd.concat([self.ratios_untrained, usual]).set_index("condition")
+        bounds = ["compressed_width", "f1", "f1_low", "f1_high"]
+        for name in UNTRAINED:
+            found = untrained.loc[[name], bounds].astype(object)
+            rows += [(K, name, *f1, 0) for K, *f1 in found.itertuples(index=False)]
+        columns = ["K", "condition", "f1", "f1_low", "f1_high", "seeds"]
+        table = pd.DataFrame(rows, columns=columns)
+        table.insert(0, "ratio", D // table["K"])
+        return table.sort_values("ratio", kind="stable", ignore_index=True)
+
+    def open_ratios(self) -> list[int]:
+        """Return the ratios at which the recipe's best learning rate is at the edge of its grid."""
+        start = dict(zip(START, RECIPE_START, strict=True)) | {"objective": FULL.objective}
+        widths = sorted(set(self.ratios()["K"].tolist()), reverse=True)
+        tried = {K: cell(self.trials, compressed_width=K, **start) for K in widths}
+        return [D // K for K, trials in tried.items() if edge(trials) is not None]
 
 
 def load(evidence: Evidence, folder: str = "full") -> Controls:
     """Read the tables of `records/<folder>/`. Raises RecordError for a missing one."""
     names = (
         "runs_warmup_471.csv", "runs_models.csv", "runs_models.parquet", "untrained_models.csv",
-        "trials.csv", "untrained_ratios.csv",
+        "trials.csv", "runs_ratios.parquet", "untrained_ratios.csv", "runs_baselines.parquet",
+        "untrained.parquet",
     )  # fmt: skip
     return Controls(evidence, *(results.committed(folder, name) for name in names))

@@ -6,11 +6,13 @@ No winner is named in advance.
 import pandas as pd
 
 from stage1.names import FIXES, FLOORS, OBJECTIVES
+from stage1.report import controls
 from stage1.report.controls import FULL, TRAINING, Controls
 from stage1.report.evidence import AS_FOUND, Evidence
 from stage1.report.verdicts import adapter_name, signed
 from stage1.scoring import comparison, criteria
 from stage1.scoring.comparison import Difference, Finding
+from stage1.scoring.intervals import Interval
 
 PADDING = {
     "no_padding": "Put no label on padding and leave no gap before the answer.",
@@ -51,25 +53,76 @@ def language_model() -> str:
 
 def beyond(c: Controls) -> list[str]:
     """Return what the comparisons around the headline add to the answer."""
-    w, models = c.evidence.warmed, c.language_models()
+    models = c.language_models()
     others = models[
         (models["language model"] != FULL.language_model)
         & (models["start"] != adapter_name(AS_FOUND))
     ]
     kept = " and ".join(f"{row['retention']} %" for _, row in others.iterrows())
-    pca, trained = (
-        c.best_trials(**change).set_index("objective")["selection_f1"]
-        for change in ({}, {"projection": "trained"})
-    )
-    name, ratios = w.recommended, c.ratios().set_index("ratio")[w.recommended]
-    by_ratio = ", ".join(f"{f1:.1f} at {ratio}x" for ratio, f1 in ratios.items())
     return [
         f"Two more language models of the same recipe keep {kept} of the way from floor to "
         f"ceiling, with {others['seeds'].iloc[0]} seeds each.",
-        f"Most of what is missing is lost by PCA. A projection that is trained with the adapter "
-        f"lifts F1 on the selection split from {pca[name]:.1f} to {trained[name]:.1f} (one seed).",
-        f"By compression ratio, F1 on that split is {by_ratio}.",
+        lost_by_pca(c),
+        taught(c),
+        by_ratio(c),
     ]
+
+
+def recipe_name(c: Controls) -> str:
+    """Name what `Controls.recipe` is: the recommendation, unless the records recommend another."""
+    w = c.evidence.warmed
+    if (w.recommended, w.adapter) == (FULL.objective, controls.RECIPE_START):
+        return "the recipe"
+    start = adapter_name(controls.RECIPE_START)
+    return f"{OBJECTIVES[FULL.objective].label} after the warm-up ({start})"
+
+
+def lost_by_pca(c: Controls) -> str:
+    """Say how much of what is missing a projection restores that is trained with the adapter."""
+    trained = c.baseline(controls.PROJECTION)
+    gain = c.gain(trained, c.recipe())
+    reached = (
+        f"a projection that is trained with the adapter reaches F1 {comparison.interval(trained)}, "
+        f"{gain} more than {recipe_name(c)}"
+    )
+    if c.beyond_half().low > 0:
+        return f"Most of what is missing is lost by PCA: {reached}."
+    if gain.low > 0:
+        return f"A part of what is missing is lost by PCA: {reached}."
+    return f"That PCA loses what is missing is not shown: {reached}."
+
+
+def taught(c: Controls) -> str:
+    """Say what the objective adds where nothing is compressed."""
+    control = c.baseline(controls.CONTROL)
+    gain, room = c.gain(control, c.ceiling(control)), 100 - c.evidence.ceiling
+    if gain.high < room / 2:
+        teaches = "the objective restores, it hardly teaches the task"
+    elif gain.low > 0:
+        teaches = "the objective also teaches the task"
+    else:
+        teaches = "whether the objective also teaches the task is open"
+    return (
+        f"Where nothing is compressed, training gains {gain} of the {room:.1f} points that are "
+        f"left above the original embeddings: {teaches}."
+    )
+
+
+def by_ratio(c: Controls) -> str:
+    """Say what F1 the recipe reaches at every compression ratio."""
+    table = c.ratios()
+    own = table[table["condition"] == FULL.objective]
+    reached = ", ".join(
+        f"{Interval(*f1)} at {ratio}x"
+        for ratio, *f1 in own[["ratio", "f1", "f1_low", "f1_high"]].itertuples(index=False)
+    )
+    return f"By compression ratio, {recipe_name(c)} reaches F1 {reached}. {open_rates(c)}".strip()
+
+
+def open_rates(c: Controls) -> str:
+    """Say at which ratios other learning rates may let the recipe reach more, if at any."""
+    ratios = ", ".join(f"{ratio}x" for ratio in c.open_ratios())
+    return f"At {ratios} the best learning rate is at the edge of its grid." if ratios else ""
 
 
 def compare_factors(e: Evidence) -> str:

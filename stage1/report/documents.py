@@ -24,6 +24,7 @@ from stage1.report import (
     results,
 )
 from stage1.report.controls import Controls
+from stage1.scoring.intervals import Interval
 from stage1.scoring.tables import markdown_table
 
 PAGES = ("README.md", "docs/analysis.md", "docs/original.md")
@@ -131,9 +132,8 @@ def edges(c: Controls) -> str:
     """The cells of the search whose best learning rate is the smallest or the largest tried."""
     found = []
     for (steps, *cell), rows in c.search().groupby(["warmup_steps", *results.ADAPTER]):
-        rates = rows.set_index("learning_rate")["selection_f1"]
-        if rates.idxmax() in (rates.index.min(), rates.index.max()):
-            found.append((f"{steps:,}", ", ".join(cell), f"{rates.idxmax():g}"))
+        if (rate := controls.edge(rows)) is not None:
+            found.append((f"{steps:,}", ", ".join(cell), f"{rate:g}"))
     head = ["warm-up steps", "cell whose best rate is at the edge", "rate"]
     return markdown_table(pd.DataFrame(found, columns=head))
 
@@ -145,7 +145,15 @@ def language_models(c: Controls) -> str:
 
 @block
 def ratios(c: Controls) -> str:
-    return markdown_table(c.ratios().astype(object))
+    """F1 with its interval in words: ratios in rows, conditions in columns."""
+    table = c.ratios()
+    bounds = table[["f1", "f1_low", "f1_high"]].itertuples(index=False)
+    table["words"] = [str(Interval(*f1)) for f1 in bounds]
+    by = ["ratio", "K"]
+    wide = table.pivot(index=by, columns="condition", values="words")
+    wide = wide[table["condition"].unique()]
+    wide["seeds"] = table.groupby(by)["seeds"].max()
+    return f"{markdown_table(wide.reset_index())}\n\n{paragraphs([decision.open_rates(c)])}".strip()
 
 
 @block

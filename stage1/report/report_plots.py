@@ -110,15 +110,21 @@ def budgets(runs: pd.DataFrame, ceiling: float) -> Figure:
 
 
 def ratios(table: pd.DataFrame, ceiling: float) -> Figure:
-    """Plot F1 against the compression ratio D/K (column `ratio`), one line per other column."""
+    """Plot F1 with its interval against the compression ratio D/K, one line per `condition`.
+
+    Columns `ratio`, `condition`, `f1`, `f1_low`, `f1_high`. Dotted where nothing is trained.
+    """
     figure, (axis,) = panels(1, width=7.5, height=3.6)
-    for name in table.columns.drop(["ratio", "K"]):
-        filled = name in names.OBJECTIVES
-        look = {"color": plots.colour(name), "linestyle": "-" if filled else ":", "label": name}
-        axis.plot(table["ratio"], table[name], marker="o", linewidth=1.2, markersize=4, **look)
+    for name, own in table.groupby("condition", sort=False):
+        style = "-" if name in names.OBJECTIVES else ":"
+        look: dict = {"color": plots.colour(name), "linestyle": style, "label": name}
+        look |= {"marker": "o", "linewidth": 1.2, "markersize": 4, "capsize": 3}
+        whiskers = [own["f1"] - own["f1_low"], own["f1_high"] - own["f1"]]
+        axis.errorbar(own["ratio"], own["f1"], whiskers, **look)
     plots.ceiling_line(axis, ceiling)
     axis.set(xscale="log", xlabel="compression ratio D/K", ylabel=F1, ylim=(-3, 103))
-    axis.set_xticks(table["ratio"], [f"{ratio}x" for ratio in table["ratio"]])
+    ticks = table["ratio"].unique()
+    axis.set_xticks(ticks, [f"{ratio}x" for ratio in ticks])
     axis.minorticks_off()
     legend_below(figure, [axis], columns=3)
     return figure

@@ -10,7 +10,7 @@ Every `--vary` multiplies the grid; without one for `objective`, the grid has al
 keep their records in the run folders, where the notebooks look for them; finished ones are not
 repeated. Beside OUT.csv they leave the scores of every answer in OUT.parquet, shared settings and
 provenance in OUT.json, and readings of the terms' gradients, if any, in OUT.gradients.parquet.
-`untrained` scores the conditions that need no training.
+`untrained` scores the conditions that need no training, and also leaves OUT.parquet.
 
 A GPU trains up to `--together` adapters in shared passes of the language model, in each process.
 Processes take the machine's GPUs in turn.
@@ -171,6 +171,14 @@ def grid(preset: str, vary: dict[str, list]) -> list[StudyConfig]:
     return configs
 
 
+def in_float32(table: pd.DataFrame) -> pd.DataFrame:
+    return table.astype(dict.fromkeys(table.select_dtypes("float64").columns, "float32"))
+
+
+def with_categories(table: pd.DataFrame) -> pd.DataFrame:
+    return table.astype(dict.fromkeys(table.select_dtypes(["object", "string"]), "category"))
+
+
 def gathered(
     configs: Sequence[StudyConfig], name: str, kept: Sequence[str] | None = None
 ) -> pd.DataFrame:
@@ -180,9 +188,8 @@ def gathered(
         path = store.adapter_folder(config) / f"{name}.parquet"
         if path.exists():  # a diverged run has none, nor has a single term gradient readings
             table = store.read_table(path)
-            table = table[list(kept or table)]
-            floats = dict.fromkeys(table.select_dtypes("float64").columns, "float32")
-            tables.append(table.astype(floats).assign(**columns(config, fields)))
+            table = in_float32(table[list(kept or table)])
+            tables.append(table.assign(**columns(config, fields)))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -191,7 +198,7 @@ def answer_scores(configs: Sequence[StudyConfig]) -> pd.DataFrame:
     table = gathered(configs, "answers", ANSWER_COLUMNS)
     if table.empty:
         raise store.RecordError("no run left answers: all of them diverged")
-    return table.astype(dict.fromkeys(table.select_dtypes(["object", "string"]), "category"))
+    return with_categories(table)
 
 
 def sweep(
@@ -241,12 +248,16 @@ def sweep(
 
 
 def untrained(configs: Sequence[StudyConfig], varied: Sequence[str], table: Path) -> None:
-    """Write the conditions that need no training, of every config in turn."""
-    parts = []
+    """Write the conditions that need no training, of every config in turn, and their scores."""
+    parts, scores = [], []
     for config in configs:
-        conditions = condition_table(*runs.test_untrained(prepare(config)))
-        parts.append(conditions.assign(**{name: getattr(config, name) for name in varied}))
+        values = {name: getattr(config, name) for name in varied}
+        answers, rebuilt = runs.test_untrained(prepare(config))
+        parts.append(condition_table(answers, rebuilt).assign(**values))
         store.write_csv(table, pd.concat(parts))
+        scores.append(in_float32(answers[["condition", *ANSWER_COLUMNS]]).assign(**values))
+    found = pd.concat(scores, ignore_index=True)
+    store.write_table(table.with_suffix(".parquet"), with_categories(found))
 
 
 def selection_f1(rows: Mapping[StudyConfig, dict]) -> dict[StudyConfig, float]:

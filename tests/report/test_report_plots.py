@@ -50,12 +50,22 @@ def test_budgets_stand_at_the_examples_seen(e):
     assert budgets == {(1_280, 7_500, 30_000, 120_000)}
 
 
-def test_ratios_have_a_line_per_condition_and_dots_where_nothing_is_trained():
-    table = {"ratio": [2, 8], "K": [96, 24], "distill": [99.0, 90.0], "codebook": [99.0, 99.0]}
-    (axis,) = report_plots.ratios(pd.DataFrame(table), 99.3).axes
-    lines = {line.get_label(): line for line in axis.lines}
-    assert lines["distill"].get_xydata().tolist() == [[2, 99.0], [8, 90.0]]
-    assert (lines["distill"].get_linestyle(), lines["codebook"].get_linestyle()) == ("-", ":")
+def test_ratios_have_intervals_and_dots_where_nothing_is_trained():
+    rows = [
+        (2, "distill", 99.0),
+        (2, "codebook", 99.0),
+        (8, "distill", 90.0),
+        (8, "codebook", 99.0),
+    ]
+    table = pd.DataFrame(rows, columns=["ratio", "condition", "f1"])
+    table = table.assign(f1_low=table["f1"] - 1, f1_high=table["f1"] + 0.5)
+    (axis,) = report_plots.ratios(table, 99.3).axes
+    drawn = {bars.get_label(): bars.lines for bars in axis.containers}
+    (line, _, (whiskers,)), (lookup, *_) = drawn["distill"], drawn["codebook"]
+    assert line.get_xydata().tolist() == [[2, 99.0], [8, 90.0]]
+    ends = [segment.tolist() for segment in whiskers.get_segments()]
+    assert ends == [[[2, 98.0], [2, 99.5]], [[8, 89.0], [8, 90.5]]]
+    assert (line.get_linestyle(), lookup.get_linestyle()) == ("-", ":")
     assert [label.get_text() for label in axis.get_xticklabels()] == ["2x", "8x"]
 
 

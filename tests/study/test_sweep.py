@@ -226,21 +226,28 @@ def test_the_command_refuses_wrong_arguments_before_anything_runs(command, argum
         assert not command(*arguments.split())
 
 
-def test_the_command_scores_the_untrained_conditions_in_one_table(
+def test_the_command_scores_the_untrained_conditions_and_keeps_every_answers_score(
     config, command, monkeypatch, tmp_path, runs_folder
 ):
     test_untrained, results = runs.test_untrained, []
     spy = lambda study: results.extend(test_untrained(study)) or results  # noqa: E731
     monkeypatch.setattr(runs, "test_untrained", spy)
     monkeypatch.setattr(sweep, "load_preset", {"tiny": config}.__getitem__)
-    assert not command("untrained", "tiny", tmp_path / "untrained.csv")
+    vary = ["--vary", "compressed_width", str(config.compressed_width)]
+    assert not command("untrained", "tiny", tmp_path / "untrained.csv", *vary)
     table = pd.read_csv(tmp_path / "untrained.csv")
+    assert (table.pop("compressed_width") == config.compressed_width).all()
     expected = condition_table(*results)
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
     assert table["condition"].tolist() == [
         "text", "embeddings", "pca_inverse", "codebook", "random_projection", "question_only",
         "shuffled_context",
     ]  # fmt: skip
+    scores = store.read_table(tmp_path / "untrained.parquet")
+    assert list(scores) == ["condition", *sweep.ANSWER_COLUMNS, "compressed_width"]
+    assert scores["id"].tolist() == results[0]["id"].tolist()
+    f1 = scores.groupby("condition", observed=True)["f1"].mean()
+    assert f1.to_dict() == pytest.approx(table.set_index("condition")["f1"].to_dict(), rel=1e-5)
     assert not runs_folder.exists()
 
 
