@@ -46,12 +46,18 @@ def paragraphs(texts: list[str]) -> str:
 
 @block
 def answer(c: Controls) -> str:
-    return paragraphs([*decision.answer(c.evidence), *decision.beyond(c)])
+    return paragraphs(decision.answer(c.evidence))
+
+
+@block
+def beyond(c: Controls) -> str:
+    return paragraphs(decision.beyond(c))
 
 
 @block
 def english_answer(c: Controls) -> str:
-    return paragraphs(english.answer(english.load(), c.evidence))
+    e = english.load()
+    return paragraphs([english.summary(e, c.evidence), *english.answer(e, c.evidence)])
 
 
 @block

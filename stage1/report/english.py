@@ -138,6 +138,19 @@ def beside(english: English, almanac: Evidence) -> pd.DataFrame:
     return table.rename_axis("after the warm-up unless untrained").reset_index()
 
 
+def summary(english: English, almanac: Evidence) -> str:
+    """Say what to do, and what it keeps on both language models."""
+    w, name = almanac.warmed, almanac.warmed.recommended
+    kept = english.retention(english.f1(name)), Interval(*map(almanac.retention, w.f1(name)))
+    agree = kept[0].high >= kept[1].low and kept[1].high >= kept[0].low
+    return (
+        "**Warm the adapter up on reconstruction, then train it with "
+        f"{OBJECTIVES[name].label}.** At 8x compression this keeps {kept[0]} % of what a language "
+        f"model of real English can do, and {kept[1]} % for one of generated text: the two "
+        f"{'agree' if agree else 'disagree on what 8x costs'}."
+    )
+
+
 def answer(english: English, almanac: Evidence) -> list[str]:
     """Say what the recipe does on real English, and where the almanac says something else."""
     w, name = almanac.warmed, almanac.warmed.recommended
