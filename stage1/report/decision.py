@@ -46,8 +46,8 @@ def answer(e: Evidence) -> list[str]:
 def language_model() -> str:
     """Say what the committed records hold for: the language model, the corpus, the questions."""
     return (
-        f"the almanac's language model, which has {TRAINING['parameters'] / 1e6:.1f}M parameters and "
-        "reads generated text, asked about names that no training passage contains"
+        f"the almanac's language model, which has {TRAINING['parameters'] / 1e6:.1f}M parameters "
+        "and reads generated text, asked about names that no training passage contains"
     )
 
 

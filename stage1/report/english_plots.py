@@ -18,10 +18,9 @@ def pretraining(curve: pd.DataFrame) -> Figure:
     """
     figure, (loss, right) = panels(2, width=4.6, height=3.2)
     loss.plot(curve["step"], curve["cross_entropy"], color=names.BLUE, label="all tokens")
-    answers = {"color": names.VERMILION, "label": "answer tokens"}
-    loss.plot(curve["step"], curve["answer_cross_entropy"], **answers)
+    loss.plot(curve["step"], curve["answer_cross_entropy"], color=names.VERMILION, label="answers")
     loss.set(xlabel="step", ylabel="cross-entropy (nats per token)", ylim=(0, 8))
-    right.plot(curve["step"], 100 * curve["answer_accuracy"], **answers)
+    right.plot(curve["step"], 100 * curve["answer_accuracy"], color=names.VERMILION)
     right.set(xlabel="step", ylabel="answer tokens right (percent)", ylim=(0, 102))
     legend_below(figure, [loss], columns=2)
     return figure
