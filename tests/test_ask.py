@@ -252,7 +252,7 @@ def test_an_adapter_of_another_model_is_refused(reader, own_reader, example, tmp
     with pytest.raises(ValueError, match=r"language_model='shipped': expected '.*' with D=32"):
         reader.ask(*example, adapter=tmp_path)
     with pytest.raises(ValueError, match=r"language_model='.*': expected 'shipped' with D=192"):
-        own_reader.ask("The river is the Usk.", "Which river?", adapter="distill")
+        own_reader.ask("The river is the Usk.", "Which river?", adapter="full/distill-seed0")
 
 
 # ---------------------------------------------------------------- time and command

@@ -45,7 +45,11 @@ def test_the_limits_are_those_of_the_corpus():
     assert "`my.json`" in of_other and "grammar" not in of_other
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
+# Notebook 07 is about two language models by name, whatever the run.
+OF_A_RUN = sorted((ROOT / "notebooks").glob("0[0-6]*.ipynb"))
+
+
+@pytest.mark.parametrize("path", OF_A_RUN, ids=lambda p: p.name)
 def test_no_fixed_text_of_a_notebook_describes_the_language_model(path):
     cells = json.loads(path.read_text())["cells"]
     text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
