@@ -18,6 +18,7 @@ Processes take the machine's GPUs in turn.
 
 import argparse
 import itertools
+import math
 import multiprocessing
 import os
 import sys
@@ -148,14 +149,24 @@ def tested_group(configs: Sequence[StudyConfig], fields: Sequence[str]) -> list[
 
 
 def work(kind: str, configs: Sequence[StudyConfig], fields: Sequence[str]) -> list[dict]:
-    """Return the rows of some configs: alone where it is one, else in shared passes."""
+    """Return the rows of some configs: alone where it is one, else in shared passes.
+
+    Half of them share passes where memory runs out for what all have apart from the passes.
+    """
     alone = {"trials": trial, "runs": tested}[kind]
-    if len(configs) > 1:
-        try:
-            return {"trials": trial_group, "runs": tested_group}[kind](configs, fields)
-        except TrainingError as error:  # a warm-up diverged, which does not say whose it was
-            print(f"one by one: {error}", file=sys.stderr)
-    return [alone(config, fields) for config in configs]
+    if len(configs) == 1:
+        return [alone(configs[0], fields)]
+    try:
+        return {"trials": trial_group, "runs": tested_group}[kind](configs, fields)
+    except TrainingError as error:  # whose, it does not say: a warm-up diverged, or a row is long
+        print(f"one by one: {error}", file=sys.stderr)
+        size = 1
+    except torch.OutOfMemoryError as error:
+        print(f"half of {len(configs)} adapters at a time: {error}", file=sys.stderr)
+        size = math.ceil(len(configs) / 2)
+    torch.cuda.empty_cache()
+    parts = [configs[i : i + size] for i in range(0, len(configs), size)]
+    return [row for part in parts for row in work(kind, part, fields)]
 
 
 def grid(preset: str, vary: dict[str, list]) -> list[StudyConfig]:
