@@ -37,6 +37,7 @@ from stage1 import store
 from stage1.config import StudyConfig, load_preset
 from stage1.fields import options, require
 from stage1.machine import gpus
+from stage1.machine.processes import end_with_pool
 from stage1.names import OBJECTIVES
 from stage1.objectives import find
 from stage1.scoring.tables import condition_table
@@ -205,6 +206,12 @@ def answer_scores(configs: Sequence[StudyConfig]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(table.select_dtypes(["object", "string"]), "category"))
 
 
+def begin_process(turn, ids: list[str]) -> None:
+    """Give this process of the pool its GPU, and end it with the sweep, however that ends."""
+    gpus.take_turn(turn, ids)
+    end_with_pool()
+
+
 def sweep(
     kind: str,
     configs: list[StudyConfig],
@@ -217,7 +224,8 @@ def sweep(
 
     Up to `size` of them share the passes of one process. With `extend`, trials go on beyond the
     edges of the grid of learning rates; see `search.beyond_edges`. A failed run does not stop the
-    others; RuntimeError is raised at the end.
+    others; RuntimeError is raised at the end. Where runs failed or the sweep was interrupted, the
+    CSV has the finished ones, and nothing else is written: no table has answers of half a grid.
     """
     fields, failures = recorded_fields(configs), []
     rows: dict[StudyConfig, dict] = {}
@@ -225,8 +233,8 @@ def sweep(
     os.environ["TQDM_DISABLE"] = "1"  # in the pool: one bar for all runs is enough
     bar = {"desc": kind, "file": sys.stdout, "mininterval": 5}
     context = multiprocessing.get_context("spawn")
-    take_turn = partial(gpus.take_turn, context.Value("i", 0), gpus.visible())
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=take_turn) as pool:
+    begin = partial(begin_process, context.Value("i", 0), gpus.visible())
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=begin) as pool:
         todo = configs
         while todo:
             groups = together.groups(todo, size)

@@ -91,9 +91,9 @@ class Group:
         self.prompts = [np.asarray(prompt) for prompt in encoded.prompts]
         self.steps = configs[0].epochs * steps_per_epoch(configs[0], len(encoded))
         self.stack = StackedAdapters(adapters, configs, rates, self.steps)
-        limit = max(1, PASS_VALUES // self.context.lm.values_per_token)
-        limit = limit if self.stack.device.type == "cuda" else None
-        self.pass_room = Room("token", limit, TrainingError)
+        tokens = max(1, PASS_VALUES // self.context.lm.values_per_token)
+        on_gpu = self.stack.device.type == "cuda"
+        self.pass_room = Room("token", tokens if on_gpu else None, TrainingError)
         self.answer_room = Room("prompt", error=TrainingError)
         self.made: dict[tuple, Layout] = {}
         self.members = [self.member(contexts[i]) for i in self.stack.order]

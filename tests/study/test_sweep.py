@@ -1,10 +1,15 @@
 """Sweeps: grids, rows that agree with the records, and nothing done twice."""
 
+import os
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from stage1 import objectives, store, study
@@ -490,3 +495,27 @@ def test_a_sweep_in_a_process_pool_gives_the_same_rows(config, tmp_path):
     here = row_of(trial, config)
     del here["seconds"]
     assert row == pytest.approx(here, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_processes_of_a_killed_sweep_end_with_it(tmp_path):
+    runs_folder, vary = tmp_path / "runs", "--vary objective distill --vary seed 0 1"
+    given = f"runs smoke {tmp_path / 'runs.csv'} {vary} --vary epochs 2000 --processes 2"
+    command = [sys.executable, "-m", "stage1.study.sweep", *given.split()]
+    environment = os.environ | {"STAGE1_RUNS": str(runs_folder), "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, env=environment, cwd=store.ROOT) as parent:
+        own = []
+        try:
+            limit = time.monotonic() + 120
+            while len(list(runs_folder.rglob("checkpoint.pt"))) < 2:  # both train by now
+                assert time.monotonic() < limit and parent.poll() is None
+                time.sleep(0.1)
+            own = psutil.Process(parent.pid).children(recursive=True)
+            assert len(own) >= 2
+            parent.kill()
+            _, alive = psutil.wait_procs(own, timeout=20)
+            assert not alive
+        finally:
+            for process in (parent, *own):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
