@@ -15,12 +15,8 @@ PRESETS: dict[str, dict] = {
     "d384": {"width": 384, "depth": 10},
     "d512": {"width": 512, "depth": 10},
     "d768": {"width": 768, "depth": 12},
-    # At most 32 MB in bfloat16. The vocabulary is that of the shards.
-    "small_16k": {"width": 256, "depth": 9},
-    "small_8k_deep": {"width": 256, "depth": 14},
-    "small_8k_wide": {"width": 384, "depth": 5},
 }
-"""Shapes by name; `small_16k` goes with V=16,384, the other two small ones with V=8,192."""
+"""Shapes by name. The English reader of the package has `d256` and V=8,192; see docs/readers.md."""
 
 
 @dataclass(frozen=True)

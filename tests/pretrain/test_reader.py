@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from toy_text import write_sources
 from stage1 import store
 from stage1.config import StudyConfig
 from stage1.model import language_model
-from stage1.pretrain import reader, reader_scores, reader_training
+from stage1.pretrain import reader, reader_card, reader_scores, reader_training
+from stage1.pretrain import shards as preparation
 from stage1.pretrain.reader_training import Training, train
 from stage1.pretrain.recipe import ReaderConfig, parameters
 from stage1.pretrain.shards import ShardConfig, prepare, read_shards
@@ -228,6 +230,47 @@ def test_one_command_prepares_trains_scores_and_writes_a_card(paths, tmp_path, m
     lm = language_model.load(StudyConfig(language_model=str(folder), device="cpu"))
     assert sum(p.numel() for p in lm.model.parameters()) == record["parameters"]
     assert pd.read_csv(folder / "training_curve.csv")["step"].tolist() == [5, 10, 12]
+
+
+@pytest.fixture
+def english() -> Path:
+    """The folder of the English reader of the package."""
+    return Path(language_model.IN_PACKAGE["english"])
+
+
+def test_the_card_of_the_english_reader_is_the_one_its_records_give(english, tmp_path):
+    copied = tmp_path / english.name
+    shutil.copytree(english, copied)
+    text = (copied / "README.md").read_text()
+    assert reader_card.write_card(copied).read_text() == text and text.startswith("# english-lm\n")
+    text_scores, floor = store.read_json(english / "training.json")["scores"]
+    for score in (text_scores, floor):
+        f1 = f"{score['f1']['mean']:.1f} [{score['f1']['low']:.1f}, {score['f1']['high']:.1f}]"
+        row = f"| {score['condition']} | {score['questions']} | {100 * score['ended']:.1f}% |"
+        assert row in text and f"| {f1} |" in text
+
+
+def test_the_documented_commands_make_the_english_reader(english, tmp_path, monkeypatch):
+    record, calls = store.read_json(english / "training.json"), []
+    page = (store.ROOT / "docs" / "readers.md").read_text().replace("\\\n", " ")
+    commands = [line.split()[3:] for line in page.splitlines() if "dev-v1.1-half.json" in line]
+    monkeypatch.setattr(
+        preparation, "prepare", lambda *given: calls.append(given) or {"megabytes": 0}
+    )
+    monkeypatch.setattr(reader, "run", lambda *given: calls.append(given))
+    monkeypatch.setattr(reader, "choose_device", str)
+    monkeypatch.setattr(reader, "check_development", str)
+    monkeypatch.chdir(tmp_path)
+    for kind in ("text", "questions", "held_out"):
+        for name in record["shards"]["config"][kind]:
+            Path(name).touch()
+    for main, arguments in zip((preparation.main, reader.main), commands, strict=True):
+        monkeypatch.setattr("sys.argv", ["command", *arguments])
+        main()
+    (folder, shards), (_, same_folder, config, _) = calls
+    expected = record["shards"]["config"] | {"licences": []}
+    assert folder == same_folder and shards.described() == expected
+    assert config == ReaderConfig(**record["config"])
 
 
 def test_shards_and_presets_stand_for_options(shards, tmp_path, monkeypatch):
