@@ -46,6 +46,9 @@ class ReaderConfig:
     """Peak learning rate of embeddings, head and norms."""
     weight_decay: float = 0.1
     """Decoupled weight decay of the layers' matrices; everything else has none."""
+    dropout: float = 0.0
+    """Share of each layer's two outputs that a training step leaves out, against learning answers
+    by heart; the curve is measured so."""
     warmup: float = 0.02
     """Share of the steps with a linearly growing rate."""
     decay: float = 0.4
@@ -80,7 +83,8 @@ class ReaderConfig:
             require(0 < value < math.inf, name, value, "a positive number")
         for name in ("warmup", "decay", "questions_share", "cloze_from", "cloze_to"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        require(0 <= self.questions_from < 1, "questions_from", self.questions_from, "below 1")
+        for name in ("questions_from", "dropout"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
         runs = self.device != "cpu" or self.attention in ("auto", "dense")
         require(runs, "attention", self.attention, "'auto' or 'dense' where device='cpu'")
         parts = self.microbatches

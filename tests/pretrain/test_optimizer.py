@@ -136,7 +136,7 @@ def test_the_seed_decides_the_plan():
     [
         ("width", 0), ("width", 63), ("depth", 0), ("steps", 0), ("microbatches", 3),
         ("muon_rate", 0.0), ("adam_rate", -1.0), ("decay", 1.5), ("questions_from", 1.0),
-        ("hidden", -1),
+        ("hidden", -1), ("dropout", 1.0),
     ],
 )  # fmt: skip
 def test_an_impossible_recipe_is_refused_by_its_field(field, value):

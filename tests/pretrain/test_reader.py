@@ -23,6 +23,7 @@ from stage1.pretrain.reader_training import Training, train
 from stage1.pretrain.recipe import ReaderConfig, parameters
 from stage1.pretrain.shards import ShardConfig, prepare, read_shards
 from stage1.pretrain.speed import Meter, matmul_rate
+from stage1.pretrain.transformer import exported
 
 TINY = ReaderConfig(width=32, depth=2, heads=2, steps=12, batch=4, questions_from=0.2, device="cpu")
 
@@ -121,7 +122,7 @@ def test_some_steps_lower_the_loss(training, tmp_path, monkeypatch):
         {"seed": 1}, {"muon_rate": 1e-3}, {"adam_rate": 1e-3}, {"weight_decay": 0.0},
         {"answer_weight": 1.0}, {"questions_from": 0.5}, {"cloze_from": 0.1}, {"cloze_to": 1.0},
         {"decay": 0.9},
-        {"warmup": 0.5}, {"questions_share": 0.1}, {"tied": True},
+        {"warmup": 0.5}, {"questions_share": 0.1}, {"tied": True}, {"dropout": 0.1},
     ],
 )  # fmt: skip
 def test_every_part_of_the_recipe_has_an_effect(training, change):
@@ -132,16 +133,44 @@ def test_every_part_of_the_recipe_has_an_effect(training, change):
     assert not torch.equal(weights(first), weights(other))
 
 
+def test_dropout_differs_by_step_and_without_it_nothing_is_drawn(training):
+    state, before = training(), torch.get_rng_state()
+    state.take_step()
+    assert torch.equal(torch.get_rng_state(), before)
+    state = training(dropout=0.5, muon_rate=1e-9, adam_rate=1e-9)
+    state.order[:] = state.order[0].clone()  # the same rows in every step
+    losses = []
+    for _ in range(3):
+        state.take_step()
+        losses.append(state.sums[2].item())
+        state.sums.zero_()
+    assert len(set(losses)) == 3
+
+
+@torch.no_grad()
+def test_an_exported_reader_leaves_nothing_out(training, shards):
+    state, (tokenizer, _, _) = training(dropout=0.5), read_shards(shards)
+    ids = state.rows[:2].long() & 0x7FFF
+    llama = exported(state.model, tokenizer, 192).train()
+    documents = torch.ones(192, 192, dtype=torch.bool).tril()[None, None]
+    logits = state.model.hidden(ids, documents, torch.float32) @ state.model.head.T
+    torch.testing.assert_close(llama(input_ids=ids).logits, logits, rtol=1e-4, atol=1e-4)
+
+
 # ---------------------------------------------------------------- resume
 
 
-def test_a_resumed_training_ends_bit_for_bit_as_an_unbroken_one(training, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_resumed_training_ends_bit_for_bit_as_an_unbroken_one(
+    training, tmp_path, monkeypatch, dropout
+):
     monkeypatch.setattr(reader_training, "READ_EVERY", 5)
-    unbroken, path = training(), tmp_path / "checkpoint.pt"
+    unbroken, path = training(dropout=dropout), tmp_path / "checkpoint.pt"
     assert train(unbroken, tmp_path / "other.pt")
     calls = 0
     while True:
-        state = training(pause_after=1e-9)  # pauses at every reading
+        state = training(dropout=dropout, pause_after=1e-9)  # pauses at every reading
+        torch.manual_seed(calls)
         if path.exists():
             state.load(path)
         calls += 1
