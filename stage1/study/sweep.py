@@ -19,13 +19,12 @@ Processes take the machine's GPUs in turn.
 import argparse
 import itertools
 import math
-import multiprocessing
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -36,12 +35,11 @@ from tqdm import tqdm
 from stage1 import store
 from stage1.config import StudyConfig, load_preset
 from stage1.fields import options, require
-from stage1.machine import gpus
-from stage1.machine.processes import end_with_pool
 from stage1.names import OBJECTIVES
 from stage1.objectives import find
 from stage1.scoring.tables import condition_table
 from stage1.study import runs, search, together
+from stage1.study.pool import pool_of
 from stage1.study.preparation import Study, prepare
 from stage1.study.rates import learning_rate
 from stage1.training.loop import Progress
@@ -206,12 +204,6 @@ def answer_scores(configs: Sequence[StudyConfig]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(table.select_dtypes(["object", "string"]), "category"))
 
 
-def begin_process(turn, ids: list[str]) -> None:
-    """Give this process of the pool its GPU, and end it with the sweep, however that ends."""
-    gpus.take_turn(turn, ids)
-    end_with_pool()
-
-
 def sweep(
     kind: str,
     configs: list[StudyConfig],
@@ -230,11 +222,8 @@ def sweep(
     fields, failures = recorded_fields(configs), []
     rows: dict[StudyConfig, dict] = {}
     order = [*(name for name in fields if name != "seed"), "seed"]
-    os.environ["TQDM_DISABLE"] = "1"  # in the pool: one bar for all runs is enough
     bar = {"desc": kind, "file": sys.stdout, "mininterval": 5}
-    context = multiprocessing.get_context("spawn")
-    begin = partial(begin_process, context.Value("i", 0), gpus.visible())
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=begin) as pool:
+    with pool_of(processes) as pool:
         todo = configs
         while todo:
             groups = together.groups(todo, size)

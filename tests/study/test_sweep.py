@@ -1,6 +1,7 @@
 """Sweeps: grids, rows that agree with the records, and nothing done twice."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from stage1.config import StudyConfig, load_preset
 from stage1.loss_parts import ExampleBatch, ObjectiveContext, Term
 from stage1.names import OBJECTIVES
 from stage1.scoring.tables import condition_table
-from stage1.study import rates, runs, sweep, together
+from stage1.study import pool, rates, runs, sweep, together
 from stage1.study.sweep import columns, grid, recorded_fields, trial
 from stage1.training.microbatches import TrainingError
 
@@ -46,8 +47,8 @@ def progress_bars(monkeypatch):
 @pytest.fixture
 def in_process(monkeypatch):
     """One thread of this process instead of a pool of others."""
-    pool = lambda processes, **_: ThreadPoolExecutor(1)  # noqa: E731
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", pool)
+    one = lambda processes, **_: ThreadPoolExecutor(1)  # noqa: E731
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", one)
 
 
 @pytest.fixture
@@ -498,8 +499,9 @@ def test_a_sweep_in_a_process_pool_gives_the_same_rows(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_of_a_killed_sweep_end_with_it(tmp_path):
-    runs_folder, vary = tmp_path / "runs", "--vary objective distill --vary seed 0 1"
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_processes_of_a_killed_or_interrupted_sweep_end_with_it(tmp_path, number):
+    runs_folder, vary = tmp_path / "runs", "--vary objective distill --vary seed 0 1 2 3"
     given = f"runs smoke {tmp_path / 'runs.csv'} {vary} --vary epochs 2000 --processes 2"
     command = [sys.executable, "-m", "stage1.study.sweep", *given.split()]
     environment = os.environ | {"STAGE1_RUNS": str(runs_folder), "CUDA_VISIBLE_DEVICES": ""}
@@ -512,9 +514,9 @@ def test_processes_of_a_killed_sweep_end_with_it(tmp_path):
                 time.sleep(0.1)
             own = psutil.Process(parent.pid).children(recursive=True)
             assert len(own) >= 2
-            parent.kill()
+            parent.send_signal(number)
             _, alive = psutil.wait_procs(own, timeout=20)
-            assert not alive
+            assert not alive and parent.wait(20)
         finally:
             for process in (parent, *own):
                 with suppress(psutil.NoSuchProcess):
