@@ -16,6 +16,7 @@ from stage1 import store, study
 from stage1.ask import Reader
 from stage1.ask import __main__ as command
 from stage1.ask.folders import find
+from stage1.compress import Kind
 from stage1.config import StudyConfig, load_preset
 from stage1.corpus import data, encode
 from stage1.evaluation import evaluate
@@ -239,6 +240,31 @@ def test_vocabulary_weighting_reads_no_data(tiny_folder):
     )  # fmt: skip
     assert reader.pca.width == reader.D
     assert not math.isnan(reader.ask("The river is the Usk.", "Which?").probability)
+
+
+def test_english_is_asked_without_a_network(offline):
+    words = r"^the PCA weighs all vocabulary entries the same, because .*data='rajpurkar/squad'"
+    with pytest.warns(UserWarning, match=words):
+        reader = stage1.load("squad", device="cpu")
+    context = "The bridge over the Tamar was opened by Prince Albert in May 1859."
+    table = reader.ask(context, "Who opened the bridge?").table.set_index("condition")
+    assert set(table.index) >= {*UNTRAINED, "question_only"}
+    assert table["probability"].between(0, 1).all()
+    answers = table.loc[["text", "embeddings", "codebook"], "answer"]
+    assert set(answers) == {"Prince Albert"}
+    assert table.loc["pca_inverse", "K"] == reader.D / 8 and reader.pca.width == reader.D
+    assert reader.pca.kind is Kind.PCA_VOCABULARY and reader.config.weighting == "vocabulary"
+
+
+def test_only_the_hub_may_fail(tiny_folder, tmp_path, offline):
+    """A missing or malformed file of one's own, or a wrong name, is an error all the same."""
+    own = {"language_model": str(tiny_folder), "device": "cpu", "compressed_width": 4}
+    (tmp_path / "bad.json").write_text("{")
+    for given, error in (("bad.json", ValueError), ("none.json", FileNotFoundError)):
+        with pytest.raises(error, match=given):
+            stage1.load(data=str(tmp_path / given), **own)
+    with pytest.raises(FileNotFoundError, match=r"data='\./nowhere'"):
+        stage1.load(data="./nowhere", **own)
 
 
 def test_an_adapter_of_another_model_is_refused(reader, own_reader, example, tmp_path):

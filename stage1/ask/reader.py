@@ -1,6 +1,7 @@
 """A language model that answers one question under every condition at once."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -175,8 +176,9 @@ def first_question(config: StudyConfig) -> tuple[str, str, list[str]]:
 def load(preset: str = "quick", **changes) -> Reader:
     """Load a preset's language model, with any fields of StudyConfig changed, ready for questions.
 
-    PCA is fitted to the training prompts; with `weighting="vocabulary"` no data is read. Raises
-    what `StudyConfig`, `language_model.load` and `load_split` raise.
+    PCA is fitted to the training prompts. Where the hub does not provide them, vocabulary entries
+    weigh the same instead, as with `weighting="vocabulary"`, and a warning says so. Raises what
+    `StudyConfig`, `language_model.load` and `load_split` raise.
     """
     return make(load_preset(preset).replace(**changes))
 
@@ -184,8 +186,23 @@ def load(preset: str = "quick", **changes) -> Reader:
 def make(config: StudyConfig) -> Reader:
     """Return the reader of a config; see `load`."""
     lm = language_model.load(config)
-    counts, table = None, lm.embedding_table[: lm.token_rows]
-    if config.weighting == "token":
-        encoded = encode(data.rows(config, "train"), lm.tokenizer, config, training=True)
-        counts = torch.from_numpy(token_counts(encoded.prompts, len(table)))
+    counts = prompt_counts(config, lm) if config.weighting == "token" else None
+    if counts is None:
+        config = config.replace(weighting="vocabulary")
+    table = lm.embedding_table[: lm.token_rows]
     return Reader(config, lm, fit_pca(table, counts, None, config.weighting))
+
+
+def prompt_counts(config: StudyConfig, lm: FrozenLM) -> Int64[Tensor, " V"] | None:
+    """Return how often each token occurs in the training prompts; None without the hub's data."""
+    try:
+        examples = data.rows(config, "train")
+    except data.HubError:
+        warnings.warn(
+            f"the PCA weighs all vocabulary entries the same, because the training prompts of "
+            f"data={config.data!r} cannot be loaded from the hub",
+            stacklevel=2,
+        )
+        return None
+    encoded = encode(examples, lm.tokenizer, config, training=True)
+    return torch.from_numpy(token_counts(encoded.prompts, lm.token_rows))

@@ -24,6 +24,10 @@ Source = dict[str, pa.Table]
 """The splits of a source by name; a file has one."""
 
 
+class HubError(OSError):
+    """The hub does not provide a dataset: it is out of reach, or has none that one may read."""
+
+
 def load_split(config: StudyConfig, split: str) -> "datasets.Dataset":
     """Return the config's examples of one split as a dataset; see `split_table`."""
     import datasets
@@ -40,8 +44,8 @@ def split_table(config: StudyConfig, split: str) -> pa.Table:
     """Return the config's examples of one split (`train`, `selection` or `test`), seeded.
 
     Splits share no article (title). Raises ValueError for an unknown split, a source with too few
-    examples, a malformed file or an answer that is not in its context, and FileNotFoundError for a
-    missing file. Only saved folders and the hub need the library `datasets`.
+    examples, a malformed file or an answer that is not in its context, FileNotFoundError for a
+    missing file, and HubError. Only saved folders and the hub need the library `datasets`.
     """
     require(split in SPLITS, "split", split, f"one of {', '.join(SPLITS)}")
     if config.data == "almanac":
@@ -121,7 +125,7 @@ def read_source(data: str, field: str = "data") -> Source:
 def load_from_hub(data: str, field: str) -> "datasets.DatasetDict":
     """Load a hub dataset.
 
-    Raises FileNotFoundError if it cannot be a hub id, OSError if the hub does not provide it.
+    Raises FileNotFoundError if it cannot be a hub id, HubError if the hub does not provide it.
     """
     import datasets
 
@@ -134,7 +138,7 @@ def load_from_hub(data: str, field: str) -> "datasets.DatasetDict":
     try:
         return datasets.load_dataset(data)
     except OSError as error:  # unreachable, unknown and gated datasets alike
-        raise OSError(
+        raise HubError(
             f"{field}={data!r} cannot be loaded from the hub: expected {built_in}a dataset id you "
             "have access to (hf auth login), a local SQuAD .json file, or a folder written by "
             f"datasets.save_to_disk where there is a network. {error}"

@@ -1,6 +1,7 @@
 """Evaluation of many adapters in shared passes of the language model."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from jaxtyping import Float
@@ -10,7 +11,8 @@ from torch.nn.functional import embedding
 from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.evaluation.conditions import evaluate, score_answers, teacher_forced
-from stage1.model.generation import generate
+from stage1.machine.room import Room
+from stage1.model.generation import Answer, generate
 from stage1.model.language_model import FrozenLM
 
 BATCH_VALUES, LARGEST_BATCH = 3_000_000, 2_048
@@ -43,16 +45,23 @@ def evaluate_in_shared_batches(
 ) -> list[pd.DataFrame]:
     """Return the same from batches that hold prompts of all conditions.
 
-    A prompt's token ids are offset by its condition's place in the stack of tables.
+    A prompt's token ids are offset by its condition's place in the stack of tables. Batches halve
+    where memory runs out; raises RuntimeError where a single prompt does not fit.
     """
     V, flat = tables.shape[1], tables.flatten(0, 1)
     batch = max(config.eval_batch_size, min(LARGEST_BATCH, BATCH_VALUES // lm.values_per_token))
     prompts = []
     for row in range(len(tables)):
         prompts += [[token + row * V for token in prompt] for prompt in encoded.prompts]
-    answers = generate(lm, prompts, lambda ids: embedding(ids, flat), config.max_new_tokens, batch)
+
+    def answered(size: int) -> list[Answer]:
+        return generate(lm, prompts, lambda ids: embedding(ids, flat), config.max_new_tokens, size)
+
+    room, where = Room("prompt", batch), "shared evaluation"
+    answers = room.fit(answered, len(prompts), where)
     frames, count = [], len(encoded)
     for row, name in enumerate(conditions):
         scored = score_answers(encoded, answers[row * count : (row + 1) * count], name)
-        frames.append(scored.assign(**teacher_forced(lm, encoded, tables[row], batch)))
+        forced = room.fit(partial(teacher_forced, lm, encoded, tables[row]), count, where)
+        frames.append(scored.assign(**forced))
     return frames

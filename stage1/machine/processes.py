@@ -5,12 +5,14 @@ through `accelerate`. In a process started alone, every operation here returns i
 """
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from multiprocessing import connection
 
 import pandas as pd
 import psutil
@@ -119,6 +121,18 @@ def end_with_parents() -> None:
     def watch() -> None:
         while os.getppid() == launcher and (not caller or psutil.pid_exists(caller)):
             time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_pool() -> None:
+    """End this process of a pool as soon as the process that made the pool is gone."""
+    maker = multiprocessing.parent_process()
+    assert maker is not None, "not in a process of a pool"
+
+    def watch() -> None:
+        connection.wait([maker.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

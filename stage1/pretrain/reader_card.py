@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stage1 import store
-from stage1.pretrain.model_card import score_table
+from stage1.scoring.intervals import Interval
 from stage1.scoring.tables import markdown_table
 
 CARD = """# {name}
@@ -55,7 +55,8 @@ This page is written by `stage1.pretrain.reader_card` from `training.json` and `
 SHOWN = ["step", "cross_entropy", "answer_cross_entropy", "answer_accuracy", "rate_share"]
 NO_SCORES = "Not scored."
 SCORED = """Greedy decoding, {held_out}; 95 % intervals from resampling articles.
-`question_only` is the floor: the same questions without their context.
+`question_only` is the floor: the same questions without their context. `ended`: answers with an end
+token; `shortened`: passages that were cut to fit.
 
 {table}"""
 
@@ -81,9 +82,12 @@ def rows_table(record: dict) -> str:
 def scores_text(record: dict) -> str:
     if not record["scores"]:
         return NO_SCORES
-    questions = record["scores"][0]["questions"]
-    held_out = f"{questions:,} questions that no training row shares"
-    return SCORED.format(held_out=held_out, table=score_table(record))
+    table = pd.DataFrame(record["scores"])
+    for metric in ("f1", "em"):
+        table[metric.upper()] = [str(Interval(**interval)) for interval in table.pop(metric)]
+    table["ended"] = [f"{share:.1%}" for share in table["ended"]]
+    held_out = f"{table['questions'].max():,} questions that no training row shares"
+    return SCORED.format(held_out=held_out, table=markdown_table(table))
 
 
 def write_card(folder: Path) -> Path:

@@ -97,7 +97,8 @@ class Training:
         """Add the gradients of rows, of a batch whose weights sum to `total`, and their figures."""
         ids = codes.long() & ID
         targets, real, answers, weights = self.supervision(codes)
-        hidden = self.hidden(ids, self.documents(ids), self.dtype).flatten(0, 1)
+        given = ids, self.documents(ids), self.dtype, self.config.dropout
+        hidden = self.hidden(*given).flatten(0, 1)
         head = self.model.head
         loss, each, right = weighted_cross_entropy(hidden, head, targets, weights / total)
         loss.backward()
@@ -114,6 +115,8 @@ class Training:
 
     def take_step(self) -> None:
         set_rates(self.optimizers, rate_share(self.config, self.step))
+        if self.config.dropout:  # a resumed training leaves out the same
+            torch.manual_seed(self.config.seed * 1_000_003 + self.step)
         codes = self.rows[self.order[self.step]]
         total = self.supervision(codes).weights.sum()
         for part in codes.chunk(self.config.microbatches):

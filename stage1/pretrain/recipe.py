@@ -15,12 +15,8 @@ PRESETS: dict[str, dict] = {
     "d384": {"width": 384, "depth": 10},
     "d512": {"width": 512, "depth": 10},
     "d768": {"width": 768, "depth": 12},
-    # At most 32 MB in bfloat16. The vocabulary is that of the shards.
-    "small_16k": {"width": 256, "depth": 9},
-    "small_8k_deep": {"width": 256, "depth": 14},
-    "small_8k_wide": {"width": 384, "depth": 5},
 }
-"""Shapes by name; `small_16k` goes with V=16,384, the other two small ones with V=8,192."""
+"""Shapes by name. The English reader of the package has `d256` and V=8,192; see docs/readers.md."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,9 @@ class ReaderConfig:
     """Peak learning rate of embeddings, head and norms."""
     weight_decay: float = 0.1
     """Decoupled weight decay of the layers' matrices; everything else has none."""
+    dropout: float = 0.0
+    """Share of each layer's two outputs that a training step leaves out, against learning answers
+    by heart; the curve is measured so."""
     warmup: float = 0.02
     """Share of the steps with a linearly growing rate."""
     decay: float = 0.4
@@ -84,7 +83,8 @@ class ReaderConfig:
             require(0 < value < math.inf, name, value, "a positive number")
         for name in ("warmup", "decay", "questions_share", "cloze_from", "cloze_to"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        require(0 <= self.questions_from < 1, "questions_from", self.questions_from, "below 1")
+        for name in ("questions_from", "dropout"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
         runs = self.device != "cpu" or self.attention in ("auto", "dense")
         require(runs, "attention", self.attention, "'auto' or 'dense' where device='cpu'")
         parts = self.microbatches

@@ -149,12 +149,22 @@ class Transformer(nn.Module):
         return sum(p.numel() for p in [*self.matrices, self.head])
 
     def hidden(
-        self, ids: Int[Tensor, "B T"], documents: Documents, dtype: torch.dtype
+        self,
+        ids: Int[Tensor, "B T"],
+        documents: Documents,
+        dtype: torch.dtype,
+        dropout: float = 0.0,
     ) -> Float[Tensor, "B T D"]:
         """Return the last hidden states; matrices are cast to `dtype`, norms stay float32 inside.
 
         Rotary attention depends on distances alone, so positions count from the row's start.
+        `dropout` is the share of what attention and MLP add that is left out (Srivastava et al.,
+        2014), drawn with torch's global generator.
         """
+
+        def kept(added: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+            return nn.functional.dropout(added, dropout) if dropout else added
+
         D, L, _, heads, *_ = self.shape
         B, T = ids.shape
         x = embedding(ids, self.embedding).to(dtype)
@@ -165,10 +175,10 @@ class Transformer(nn.Module):
             read = normed(x, norms[2 * i])
             q, k, v = linear(read, qkv[i].flatten(0, 1)).view(B, T, 3, heads, -1).unbind(2)
             mixed = attend(rotated(q, turns), rotated(k, turns), v, documents)
-            x = x + linear(mixed.flatten(2), out[i])
+            x = x + kept(linear(mixed.flatten(2), out[i]))
             read = normed(x, norms[2 * i + 1])
             gate, up = linear(read, gate_up[i].flatten(0, 1)).chunk(2, dim=-1)
-            x = x + linear(silu(gate) * up, down[i])
+            x = x + kept(linear(silu(gate) * up, down[i]))
         return normed(x, norms[-1])
 
 

@@ -18,13 +18,13 @@ Processes take the machine's GPUs in turn.
 
 import argparse
 import itertools
-import multiprocessing
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -35,11 +35,11 @@ from tqdm import tqdm
 from stage1 import store
 from stage1.config import StudyConfig, load_preset
 from stage1.fields import options, require
-from stage1.machine import gpus
 from stage1.names import OBJECTIVES
 from stage1.objectives import find
 from stage1.scoring.tables import condition_table
 from stage1.study import runs, search, together
+from stage1.study.pool import pool_of
 from stage1.study.preparation import Study, prepare
 from stage1.study.rates import learning_rate
 from stage1.training.loop import Progress
@@ -148,14 +148,24 @@ def tested_group(configs: Sequence[StudyConfig], fields: Sequence[str]) -> list[
 
 
 def work(kind: str, configs: Sequence[StudyConfig], fields: Sequence[str]) -> list[dict]:
-    """Return the rows of some configs: alone where it is one, else in shared passes."""
+    """Return the rows of some configs: alone where it is one, else in shared passes.
+
+    Half of them share passes where memory runs out for what all have apart from the passes.
+    """
     alone = {"trials": trial, "runs": tested}[kind]
-    if len(configs) > 1:
-        try:
-            return {"trials": trial_group, "runs": tested_group}[kind](configs, fields)
-        except TrainingError as error:  # a warm-up diverged, which does not say whose it was
-            print(f"one by one: {error}", file=sys.stderr)
-    return [alone(config, fields) for config in configs]
+    if len(configs) == 1:
+        return [alone(configs[0], fields)]
+    try:
+        return {"trials": trial_group, "runs": tested_group}[kind](configs, fields)
+    except TrainingError as error:  # whose, it does not say: a warm-up diverged, or a row is long
+        print(f"one by one: {error}", file=sys.stderr)
+        size = 1
+    except torch.OutOfMemoryError as error:
+        print(f"half of {len(configs)} adapters at a time: {error}", file=sys.stderr)
+        size = math.ceil(len(configs) / 2)
+    torch.cuda.empty_cache()
+    parts = [configs[i : i + size] for i in range(0, len(configs), size)]
+    return [row for part in parts for row in work(kind, part, fields)]
 
 
 def grid(preset: str, vary: dict[str, list]) -> list[StudyConfig]:
@@ -213,16 +223,14 @@ def sweep(
 
     Up to `size` of them share the passes of one process. With `extend`, trials go on beyond the
     edges of the grid of learning rates; see `search.beyond_edges`. A failed run does not stop the
-    others; RuntimeError is raised at the end.
+    others; RuntimeError is raised at the end. Where runs failed or the sweep was interrupted, the
+    CSV has the finished ones, and nothing else is written: no table has answers of half a grid.
     """
     fields, failures = recorded_fields(configs), []
     rows: dict[StudyConfig, dict] = {}
     order = [*(name for name in fields if name != "seed"), "seed"]
-    os.environ["TQDM_DISABLE"] = "1"  # in the pool: one bar for all runs is enough
     bar = {"desc": kind, "file": sys.stdout, "mininterval": 5}
-    context = multiprocessing.get_context("spawn")
-    take_turn = partial(gpus.take_turn, context.Value("i", 0), gpus.visible())
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=take_turn) as pool:
+    with pool_of(processes) as pool:
         todo = configs
         while todo:
             groups = together.groups(todo, size)

@@ -5,6 +5,7 @@ Every adapter leaves the record that `runs.run` would leave.
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pandas as pd
@@ -20,6 +21,8 @@ from stage1.evaluation.reconstruction import reconstruction
 from stage1.evaluation.together import evaluate_together
 from stage1.faults import carries_faults
 from stage1.fields import options
+from stage1.loss_parts import ObjectiveContext
+from stage1.machine.room import halved
 from stage1.scoring.tables import TEACHER_FORCED
 from stage1.study.preparation import Study, new_adapter, objective_context
 from stage1.study.rates import learning_rate
@@ -72,9 +75,23 @@ def warmed_adapters(
         schedules.setdefault((*key[len(START) :], draws), []).append(key)
     for own in schedules.values():
         context = objective_context(study, of_key[own[0]])
-        found = warm_up([starts[key] for key in own], context, study.counts, show=False)
+        found = warm_up_in_halves(study, context, [starts[key] for key in own])
         curves |= dict(zip(own, found, strict=True))
     return [copy.deepcopy(starts[key]) for key in keys], [curves[key] for key in keys]
+
+
+def warm_up_in_halves(
+    study: Study, context: ObjectiveContext, some: Sequence[Adapter]
+) -> list[list[dict]]:
+    """Warm adapters up in place, half of them at a time where memory runs out; return the curves.
+
+    Raises TrainingError as `warm_up` does, and where a single adapter does not fit.
+    """
+    with suppress(torch.OutOfMemoryError):  # a warm-up that fails so has changed no adapter
+        return warm_up(some, context, study.counts, show=False)
+    half = halved(len(some), "adapter", "warm-up", TrainingError)
+    parts = some[:half], some[half:]
+    return [curve for part in parts for curve in warm_up_in_halves(study, context, part)]
 
 
 def tables_of(study: Study, some: Sequence[Adapter]) -> Float[Tensor, "S V D"]:
@@ -98,7 +115,8 @@ def train_group(
 ) -> tuple[list[Adapter], list[Progress | TrainingError]]:
     """Train an adapter of every config; a warm-up's curve is in its progress.
 
-    Raises FrozenError if the language model changed.
+    Raises FrozenError if the language model changed, and TrainingError where a warm-up diverges or
+    a single row does not fit into memory.
     """
     # A searched rate belongs to a width K.
     configs = [config.replace(compressed_width=study.compression.width) for config in configs]

@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from stage1.loss_parts import Batch, Terms
 from stage1.machine import processes
+from stage1.machine.room import halved
 from stage1.model import engine
 from stage1.training.batches import split
 from stage1.training.gradients import Vectors, embedding_gradients, term_gradients
@@ -103,8 +103,8 @@ def over_processes(loop: "Loop", batch: Batch, read: ReadGradients) -> BatchGrad
         with suppress(torch.OutOfMemoryError), engine.tf32(uses_tf32):
             result = over_microbatches(part, loop.microbatch_size, read)
         if result is None:
-            loop.microbatch_size = halved(min(loop.microbatch_size or len(part), len(part)), step)
-            torch.cuda.empty_cache()
+            size = min(loop.microbatch_size or len(part), len(part))
+            loop.microbatch_size = halved(size, "example", f"step {step}", TrainingError)
     return result.all_reduced(is_counted=rank < len(parts))
 
 
@@ -114,15 +114,3 @@ def over_microbatches(part: Batch, size: int | None, read: ReadGradients) -> Bat
     for microbatch in split(part, math.ceil(len(part) / size) if size else 1):
         result = result.merged(*read(microbatch))
     return result
-
-
-def halved(size: int, step: int) -> int:
-    """Return half as many examples, and say so. Raises TrainingError where there is only one."""
-    if size <= 1:
-        raise TrainingError(
-            f"step {step}: memory runs out with one example at a time; try recomputed=1.0, "
-            "dtype='bfloat16' or a smaller max_prompt_tokens"
-        )
-    half = math.ceil(size / 2)
-    tqdm.write(f"step {step}: memory runs out with {size} examples at a time; going on with {half}")
-    return half

@@ -12,11 +12,13 @@ from torch.nn.functional import embedding
 from stage1.model import fused_loss
 from stage1.model.language_model import FrozenLM
 from stage1.training.layouts import Layout, Rows, join, passes, ranges
+from stage1.training.microbatches import TrainingError
 
 Tables = Float[Tensor, "S V D"]
 
 PASS_VALUES = 100_000_000
-"""Tokens times layers times width that a GPU reads in one pass, of rows of similar length."""
+"""Tokens times layers times width that a GPU reads in one pass, of rows of similar length; fewer
+once memory has run out."""
 
 
 class Reading(NamedTuple):
@@ -34,13 +36,20 @@ class Reading(NamedTuple):
     def supervised(self) -> int:
         return int(self.layout.supervised[self.chosen].sum())
 
+    @property
+    def tokens(self) -> int:
+        """Positions up to each row's last one that matters."""
+        return int(self.layout.lengths[self.chosen].sum())
 
-def read(
-    lm: FrozenLM, readings: Sequence[Reading], tables: Tables, is_kl: bool
-) -> tuple[Tensor, Float[Tensor, " N"]]:
-    """Pass the rows of these readings through the language model, those of a length together.
 
-    Return the weighted sum of the losses of all supervised tokens, and each, row by row.
+def add_gradients(
+    lm: FrozenLM, readings: Sequence[Reading], tables: Tables, is_kl: bool, tokens: int | None
+) -> Float[Tensor, " N"]:
+    """Add the gradients of these readings at the tables; return all supervised tokens' losses.
+
+    Rows of similar length pass through the language model together, about so many tokens of them;
+    None: all rows. A pass is freed before the next one. Raises TrainingError where a row alone does
+    not fit into memory.
     """
     device = tables.device
     rows, owners = gather(readings, lm.pad_token, device)
@@ -51,15 +60,23 @@ def read(
     weights = scales.repeat_interleave(sizes).to(device)
     masked = [[reading.layout.is_masked] * len(reading.chosen) for reading in readings]
     is_masked = np.concatenate(masked)
-    loss, losses = tables.new_zeros(()), torch.empty_like(weights)
-    limit = max(1, PASS_VALUES // lm.values_per_token) if device.type == "cuda" else None
-    for some in passes(lengths, limit):
+    losses = torch.empty_like(weights)
+    for some in passes(lengths, tokens):
         index, places = (torch.from_numpy(x).to(device) for x in (some, ranges(counts, some)))
-        part = rows.gather(index, int(lengths[some].max()))
-        about = is_kl, bool(is_masked[some].any())
-        value, own = losses_of(lm, part, owners[index], tables, weights[places], *about)
-        loss, losses[places] = loss + value, own
-    return loss, losses
+        longest = int(lengths[some].max())
+        part, about = rows.gather(index, longest), (is_kl, bool(is_masked[some].any()))
+        try:
+            loss, own = losses_of(lm, part, owners[index], tables, weights[places], *about)
+            loss.backward()
+        except torch.OutOfMemoryError as error:
+            if len(some) > 1:
+                raise
+            raise TrainingError(
+                f"memory runs out with one row of {longest} tokens; try recomputed=1.0, "
+                "dtype='bfloat16' or a smaller max_prompt_tokens"
+            ) from error
+        losses[places] = own
+    return losses
 
 
 def losses_of(

@@ -32,6 +32,7 @@ from stage1.loss_parts import (
     Term,
     Terms,
 )
+from stage1.machine.room import Room
 from stage1.model import engine
 from stage1.model.greedy import greedy_ids
 from stage1.objectives import PARTS
@@ -47,7 +48,7 @@ from stage1.training.layouts import Layout, layout_of
 from stage1.training.loop import Progress, check_values, curve_row
 from stage1.training.microbatches import TrainingError
 from stage1.training.observer import is_due
-from stage1.training.shared_pass import Reading, Tables
+from stage1.training.shared_pass import PASS_VALUES, Reading, Tables
 from stage1.training.stacked import StackedAdapters
 
 ManyScores = Callable[[Sequence[Adapter]], list[dict]]
@@ -90,6 +91,10 @@ class Group:
         self.prompts = [np.asarray(prompt) for prompt in encoded.prompts]
         self.steps = configs[0].epochs * steps_per_epoch(configs[0], len(encoded))
         self.stack = StackedAdapters(adapters, configs, rates, self.steps)
+        tokens = max(1, PASS_VALUES // self.context.lm.values_per_token)
+        on_gpu = self.stack.device.type == "cuda"
+        self.pass_room = Room("token", tokens if on_gpu else None, TrainingError)
+        self.answer_room = Room("prompt", error=TrainingError)
         self.made: dict[tuple, Layout] = {}
         self.members = [self.member(contexts[i]) for i in self.stack.order]
 
@@ -130,14 +135,27 @@ class Group:
                 record_step(member, each, numbers, about | {"seconds": seconds})
 
     def backward(self, step: int) -> list[Terms]:
-        """Add the gradients of all members' losses; return their terms."""
+        """Add the gradients of all members' losses; return their terms.
+
+        Where memory runs out, the gradients at the tables are taken again in smaller passes, and no
+        parameter has changed meanwhile.
+        """
         tables = self.stack.decode(self.context.codebook)
-        terms: list[Terms] = [{} for _ in self.members]
-        loss = self.add_reconstructions(step, tables, terms)
         readings = self.readings(step, tables)
-        if readings:
-            loss = loss + self.add_language_model_terms(readings, tables, terms)
-        loss.backward()
+
+        def at_tables(size: int) -> tuple[Tensor, list[Terms]]:
+            leaf = tables.detach().requires_grad_()
+            terms: list[Terms] = [{} for _ in self.members]
+            reconstruction = self.add_reconstructions(step, leaf, terms)
+            if reconstruction.requires_grad:
+                reconstruction.backward()
+            self.add_language_model_terms(readings, leaf, terms, None if size == total else size)
+            assert leaf.grad is not None
+            return leaf.grad, terms
+
+        total = max(1, sum(reading.tokens for reading in readings))
+        gradient, terms = self.pass_room.fit(at_tables, total, f"step {step}")
+        tables.backward(gradient)
         return terms
 
     def add_reconstructions(self, step: int, tables: Tables, terms: list[Terms]) -> Tensor:
@@ -196,8 +214,7 @@ class Group:
                 asked += [(row, i) for i, keeps in enumerate(keeps_gold) if not keeps]
         if asked:
             prompts = [[token + row * V for token in batches[row].prompts[i]] for row, i in asked]
-            longest = self.context.config.max_new_tokens
-            own = greedy_ids(self.context.lm, prompts, lambda ids: embedding(ids, flat), longest)
+            own = self.generated(prompts, flat, step)
             for (row, i), answer in zip(asked, own, strict=True):
                 answers[row][i] = answer
         layouts = {}
@@ -212,20 +229,32 @@ class Group:
             }
         return layouts
 
+    def generated(
+        self, prompts: Sequence[list[int]], flat: Float[Tensor, "N D"], step: int
+    ) -> list[list[int]]:
+        """Return each prompt's greedy answer, in batches that fit into memory."""
+        lm, longest = self.context.lm, self.context.config.max_new_tokens
+
+        def decode(size: int) -> list[list[int]]:
+            rows: list[list[int]] = []
+            for start in range(0, len(prompts), size):
+                some = prompts[start : start + size]
+                rows += greedy_ids(lm, some, lambda ids: embedding(ids, flat), longest)
+            return rows
+
+        return self.answer_room.fit(decode, len(prompts), f"step {step}, answers")
+
     def add_language_model_terms(
-        self, readings: Sequence[Reading], tables: Tables, terms: list[Terms]
-    ) -> Tensor:
-        """Add the terms that the language model gives; return their weighted sum."""
-        loss = tables.new_zeros(())
+        self, readings: Sequence[Reading], tables: Tables, terms: list[Terms], tokens: int | None
+    ) -> None:
+        """Add the terms that the language model gives, and their gradients at the tables."""
         for is_kl, group in groupby(readings, key=lambda reading: reading.is_kl):
             some = list(group)
-            part, losses = shared_pass.read(self.context.lm, some, tables, is_kl)
-            loss = loss + part
+            losses = shared_pass.add_gradients(self.context.lm, some, tables, is_kl, tokens)
             sizes = [reading.supervised for reading in some]
             for reading, own in zip(some, losses.split(sizes), strict=True):
                 term = Term(own.mean(), reading.supervised, reading.weight)
                 terms[reading.member][reading.term] = term
-        return loss
 
     def record_selection(self, step: int, selection_scores: ManyScores) -> None:
         """Write every member's scores on the selection split."""
@@ -264,7 +293,8 @@ def train_together(
     """Train the adapters in place, each by its own context's config, as `loop.train` does.
 
     The contexts share language model, codebook, budget and batch size. `selection_scores` measures
-    several adapters. An adapter that diverges leaves its TrainingError; the others go on.
+    several adapters. An adapter that diverges leaves its TrainingError; the others go on. Raises
+    TrainingError where a single row does not fit into memory.
     """
     group, every = Group(adapters, contexts, encoded, counts), contexts[0].config.selection_every
     if every:

@@ -6,6 +6,7 @@ import torch
 
 from stage1 import adapter as adapters
 from stage1 import study
+from stage1.evaluation import together
 from stage1.evaluation.conditions import evaluate
 from stage1.evaluation.together import evaluate_in_shared_batches, evaluate_together
 
@@ -37,3 +38,34 @@ def test_every_condition_reads_its_own_table(prepared, tables, function):
         alone = evaluate(prepared.lm, test, name, table, prepared.config, "")
         pd.testing.assert_frame_equal(frame, alone, rtol=1e-4)
     assert frames[0]["prediction"].tolist() != frames[2]["prediction"].tolist()
+
+
+@pytest.mark.parametrize("name, prompts", [("generate", 27), ("teacher_forced", 9)])
+def test_batches_halve_where_memory_runs_out(prepared, tables, monkeypatch, capsys, name, prompts):
+    test, names = prepared.encoded["test"], ["one", "other", "original"]
+    given = prepared.lm, test, names, tables, prepared.config
+    expected = evaluate_in_shared_batches(*given)
+    function, sizes = getattr(together, name), []
+
+    def limited(*arguments):
+        sizes.append(arguments[-1])
+        if arguments[-1] > 4:
+            raise torch.OutOfMemoryError
+        return function(*arguments)
+
+    monkeypatch.setattr(together, name, limited)
+    for frame, one in zip(evaluate_in_shared_batches(*given), expected, strict=True):
+        pd.testing.assert_frame_equal(frame, one, rtol=1e-4)
+    assert sizes[0] == prompts and sizes[-1] in (3, 4)
+    assert f"memory runs out with {prompts} prompts at a time" in capsys.readouterr().out
+
+
+def test_one_prompt_that_does_not_fit_is_an_error(prepared, tables, monkeypatch):
+    def failing(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(together, "generate", failing)
+    words = "^shared evaluation: memory runs out with one prompt at a time; try recomputed"
+    with pytest.raises(RuntimeError, match=words):
+        test = prepared.encoded["test"]
+        evaluate_in_shared_batches(prepared.lm, test, ["a"], tables[:1], prepared.config)

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from toy_text import write_sources
 from stage1 import store
 from stage1.config import StudyConfig
 from stage1.model import language_model
-from stage1.pretrain import reader, reader_scores, reader_training
+from stage1.pretrain import reader, reader_card, reader_scores, reader_training
+from stage1.pretrain import shards as preparation
 from stage1.pretrain.reader_training import Training, train
 from stage1.pretrain.recipe import ReaderConfig, parameters
 from stage1.pretrain.shards import ShardConfig, prepare, read_shards
 from stage1.pretrain.speed import Meter, matmul_rate
+from stage1.pretrain.transformer import exported
 
 TINY = ReaderConfig(width=32, depth=2, heads=2, steps=12, batch=4, questions_from=0.2, device="cpu")
 
@@ -119,7 +122,7 @@ def test_some_steps_lower_the_loss(training, tmp_path, monkeypatch):
         {"seed": 1}, {"muon_rate": 1e-3}, {"adam_rate": 1e-3}, {"weight_decay": 0.0},
         {"answer_weight": 1.0}, {"questions_from": 0.5}, {"cloze_from": 0.1}, {"cloze_to": 1.0},
         {"decay": 0.9},
-        {"warmup": 0.5}, {"questions_share": 0.1}, {"tied": True},
+        {"warmup": 0.5}, {"questions_share": 0.1}, {"tied": True}, {"dropout": 0.1},
     ],
 )  # fmt: skip
 def test_every_part_of_the_recipe_has_an_effect(training, change):
@@ -130,16 +133,44 @@ def test_every_part_of_the_recipe_has_an_effect(training, change):
     assert not torch.equal(weights(first), weights(other))
 
 
+def test_dropout_differs_by_step_and_without_it_nothing_is_drawn(training):
+    state, before = training(), torch.get_rng_state()
+    state.take_step()
+    assert torch.equal(torch.get_rng_state(), before)
+    state = training(dropout=0.5, muon_rate=1e-9, adam_rate=1e-9)
+    state.order[:] = state.order[0].clone()  # the same rows in every step
+    losses = []
+    for _ in range(3):
+        state.take_step()
+        losses.append(state.sums[2].item())
+        state.sums.zero_()
+    assert len(set(losses)) == 3
+
+
+@torch.no_grad()
+def test_an_exported_reader_leaves_nothing_out(training, shards):
+    state, (tokenizer, _, _) = training(dropout=0.5), read_shards(shards)
+    ids = state.rows[:2].long() & 0x7FFF
+    llama = exported(state.model, tokenizer, 192).train()
+    documents = torch.ones(192, 192, dtype=torch.bool).tril()[None, None]
+    logits = state.model.hidden(ids, documents, torch.float32) @ state.model.head.T
+    torch.testing.assert_close(llama(input_ids=ids).logits, logits, rtol=1e-4, atol=1e-4)
+
+
 # ---------------------------------------------------------------- resume
 
 
-def test_a_resumed_training_ends_bit_for_bit_as_an_unbroken_one(training, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_resumed_training_ends_bit_for_bit_as_an_unbroken_one(
+    training, tmp_path, monkeypatch, dropout
+):
     monkeypatch.setattr(reader_training, "READ_EVERY", 5)
-    unbroken, path = training(), tmp_path / "checkpoint.pt"
+    unbroken, path = training(dropout=dropout), tmp_path / "checkpoint.pt"
     assert train(unbroken, tmp_path / "other.pt")
     calls = 0
     while True:
-        state = training(pause_after=1e-9)  # pauses at every reading
+        state = training(dropout=dropout, pause_after=1e-9)  # pauses at every reading
+        torch.manual_seed(calls)
         if path.exists():
             state.load(path)
         calls += 1
@@ -228,6 +259,47 @@ def test_one_command_prepares_trains_scores_and_writes_a_card(paths, tmp_path, m
     lm = language_model.load(StudyConfig(language_model=str(folder), device="cpu"))
     assert sum(p.numel() for p in lm.model.parameters()) == record["parameters"]
     assert pd.read_csv(folder / "training_curve.csv")["step"].tolist() == [5, 10, 12]
+
+
+@pytest.fixture
+def english() -> Path:
+    """The folder of the English reader of the package."""
+    return Path(language_model.IN_PACKAGE["english"])
+
+
+def test_the_card_of_the_english_reader_is_the_one_its_records_give(english, tmp_path):
+    copied = tmp_path / english.name
+    shutil.copytree(english, copied)
+    text = (copied / "README.md").read_text()
+    assert reader_card.write_card(copied).read_text() == text and text.startswith("# english-lm\n")
+    text_scores, floor = store.read_json(english / "training.json")["scores"]
+    for score in (text_scores, floor):
+        f1 = f"{score['f1']['mean']:.1f} [{score['f1']['low']:.1f}, {score['f1']['high']:.1f}]"
+        row = f"| {score['condition']} | {score['questions']} | {100 * score['ended']:.1f}% |"
+        assert row in text and f"| {f1} |" in text
+
+
+def test_the_documented_commands_make_the_english_reader(english, tmp_path, monkeypatch):
+    record, calls = store.read_json(english / "training.json"), []
+    page = (store.ROOT / "docs" / "readers.md").read_text().replace("\\\n", " ")
+    commands = [line.split()[3:] for line in page.splitlines() if "dev-v1.1-half.json" in line]
+    monkeypatch.setattr(
+        preparation, "prepare", lambda *given: calls.append(given) or {"megabytes": 0}
+    )
+    monkeypatch.setattr(reader, "run", lambda *given: calls.append(given))
+    monkeypatch.setattr(reader, "choose_device", str)
+    monkeypatch.setattr(reader, "check_development", str)
+    monkeypatch.chdir(tmp_path)
+    for kind in ("text", "questions", "held_out"):
+        for name in record["shards"]["config"][kind]:
+            Path(name).touch()
+    for main, arguments in zip((preparation.main, reader.main), commands, strict=True):
+        monkeypatch.setattr("sys.argv", ["command", *arguments])
+        main()
+    (folder, shards), (_, same_folder, config, _) = calls
+    expected = record["shards"]["config"] | {"licences": []}
+    assert folder == same_folder and shards.described() == expected
+    assert config == ReaderConfig(**record["config"])
 
 
 def test_shards_and_presets_stand_for_options(shards, tmp_path, monkeypatch):

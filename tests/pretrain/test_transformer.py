@@ -44,6 +44,26 @@ def test_the_exported_model_computes_the_same(tokenizer, tied):
 
 
 @torch.no_grad()
+def test_dropout_leaves_out_its_share_of_what_layers_add_and_scales_up_the_rest(monkeypatch):
+    """A layer whose outputs are all the same number, so that what is kept can be counted."""
+    model, ids = Transformer(SHAPE._replace(depth=1), 0), rows(8, 64)
+    monkeypatch.setattr(transformer, "normed", lambda x, scale: x)
+    monkeypatch.setattr(
+        transformer, "linear", lambda x, matrix: torch.ones(*x.shape[:2], len(matrix))
+    )
+    documents = transformer.dense_documents(ids, BEGIN)
+    embeddings = model.embedding[ids]
+    given = ids, documents, torch.float32
+    assert torch.allclose(model.hidden(*given) - embeddings, torch.tensor(2.0))
+    torch.manual_seed(0)
+    added = model.hidden(*given, 0.2) - embeddings  # 1 / 0.8 from each of two, or none
+    counts = [((added - value).abs() < 1e-4).float().mean().item() for value in (0, 1.25, 2.5)]
+    assert counts == pytest.approx([0.04, 0.32, 0.64], abs=0.02)
+    torch.manual_seed(0)
+    assert torch.equal(model.hidden(*given, 0.2) - embeddings, added)
+
+
+@torch.no_grad()
 def test_a_document_in_a_packed_row_is_read_as_if_alone(tokenizer):
     model, ids = sharp(), rows()
     ids[0, 5] = ids[1, 3] = ids[1, 4] = BEGIN

@@ -9,7 +9,7 @@ import pytest
 
 from stage1 import gallery, store
 from stage1.config import load_preset
-from stage1.study import fault_sweep
+from stage1.study import fault_sweep, pool
 from stage1.study import sweep as sweeps
 from stage1.study.fault_sweep import REPAIRED, TABLES, added, ladder, planned, presets, removed
 from stage1.study.sweep import grid
@@ -104,7 +104,7 @@ def toy_sweep(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(fault_sweep, "presets", lambda *given: toy)
     monkeypatch.setattr(fault_sweep, "REPAIRED", REPAIRED[:2])
     monkeypatch.setattr(fault_sweep, "CHANGED", {})
-    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     monkeypatch.setenv("STAGE1_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("TQDM_DISABLE", "1")
     table = tmp_path / "ladder.csv"

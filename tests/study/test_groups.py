@@ -11,6 +11,7 @@ from stage1 import store, study
 from stage1.config import StudyConfig
 from stage1.evaluation import reconstruction
 from stage1.study import sweep, together
+from stage1.training.microbatches import TrainingError
 from stage1.training.warmup import warm_up
 
 
@@ -74,6 +75,55 @@ def test_equal_starts_are_warmed_up_once_and_others_apart(config, monkeypatch):
     assert torch.equal(flat[0], flat[1]) and made[0] is not made[1]
     untouched = study.new_adapter(dataclasses.replace(prepared, config=configs[-1]))
     assert torch.equal(flat[4], torch.cat([p.flatten() for p in untouched.parameters()]))
+
+
+def flat(adapter) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in adapter.parameters()])
+
+
+def test_warm_ups_halve_where_memory_runs_out(config, monkeypatch, capsys):
+    prepared = study.prepare(config)
+    configs = [config.replace(seed=seed) for seed in range(3)]
+    whole, expected = together.warmed_adapters(prepared, configs)
+    tried, room = [], 1
+
+    def limited(adapters, *arguments, **options):
+        tried.append(len(adapters))
+        if len(adapters) > room:
+            raise torch.OutOfMemoryError
+        return warm_up(adapters, *arguments, **options)
+
+    monkeypatch.setattr(together, "warm_up", limited)
+    parts, curves = together.warmed_adapters(prepared, configs)
+    assert tried == [3, 2, 1, 1, 1]
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(flat(one), flat(other), atol=1e-5)
+    for one, other in zip(expected, curves, strict=True):
+        assert [row["fvu"] for row in one] == pytest.approx([row["fvu"] for row in other], rel=1e-4)
+    assert "warm-up: memory runs out with 3 adapters at a time" in capsys.readouterr().out
+    room = 0
+    with pytest.raises(TrainingError, match="memory runs out with one adapter at a time"):
+        together.warmed_adapters(prepared, configs)
+
+
+def test_half_of_a_group_shares_passes_where_all_do_not_fit(config, runs, monkeypatch, capsys):
+    configs, train_group, tried = (
+        [config.replace(seed=i) for i in range(3)],
+        together.train_group,
+        [],
+    )
+
+    def limited(study, configs):
+        tried.append(len(configs))
+        if len(configs) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return train_group(study, configs)
+
+    monkeypatch.setattr(together, "train_group", limited)
+    rows = sweep.work("runs", configs, ["seed"])
+    assert [row["seed"] for row in rows] == [0, 1, 2] and all("f1" in row for row in rows)
+    assert tried == [3, 2]  # the third is trained alone
+    assert "half of 3 adapters at a time: no room" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,16 @@
 """Sweeps: grids, rows that agree with the records, and nothing done twice."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from stage1 import objectives, store, study
@@ -12,7 +18,7 @@ from stage1.config import StudyConfig, load_preset
 from stage1.loss_parts import ExampleBatch, ObjectiveContext, Term
 from stage1.names import OBJECTIVES
 from stage1.scoring.tables import condition_table
-from stage1.study import rates, runs, sweep, together
+from stage1.study import pool, rates, runs, sweep, together
 from stage1.study.sweep import columns, grid, recorded_fields, trial
 from stage1.training.microbatches import TrainingError
 
@@ -41,8 +47,8 @@ def progress_bars(monkeypatch):
 @pytest.fixture
 def in_process(monkeypatch):
     """One thread of this process instead of a pool of others."""
-    pool = lambda processes, **_: ThreadPoolExecutor(1)  # noqa: E731
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", pool)
+    one = lambda processes, **_: ThreadPoolExecutor(1)  # noqa: E731
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", one)
 
 
 @pytest.fixture
@@ -497,3 +503,28 @@ def test_a_sweep_in_a_process_pool_gives_the_same_rows(config, tmp_path):
     here = row_of(trial, config)
     del here["seconds"]
     assert row == pytest.approx(here, nan_ok=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_processes_of_a_killed_or_interrupted_sweep_end_with_it(tmp_path, number):
+    runs_folder, vary = tmp_path / "runs", "--vary objective distill --vary seed 0 1 2 3"
+    given = f"runs smoke {tmp_path / 'runs.csv'} {vary} --vary epochs 2000 --processes 2"
+    command = [sys.executable, "-m", "stage1.study.sweep", *given.split()]
+    environment = os.environ | {"STAGE1_RUNS": str(runs_folder), "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, env=environment, cwd=store.ROOT) as parent:
+        own = []
+        try:
+            limit = time.monotonic() + 120
+            while len(list(runs_folder.rglob("checkpoint.pt"))) < 2:  # both train by now
+                assert time.monotonic() < limit and parent.poll() is None
+                time.sleep(0.1)
+            own = psutil.Process(parent.pid).children(recursive=True)
+            assert len(own) >= 2
+            parent.send_signal(number)
+            _, alive = psutil.wait_procs(own, timeout=20)
+            assert not alive and parent.wait(20)
+        finally:
+            for process in (parent, *own):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()

@@ -9,7 +9,7 @@ import torch
 from stage1 import adapter as adapters
 from stage1 import study
 from stage1.names import OBJECTIVES
-from stage1.training import layouts, shared_pass
+from stage1.training import layouts, shared_pass, together
 from stage1.training.loop import train
 from stage1.training.microbatches import TrainingError
 from stage1.training.together import train_together
@@ -203,3 +203,83 @@ def test_an_adapter_that_diverges_leaves_its_error_and_the_others_go_on(prepared
     expected, _ = alone(prepared, good | {"warmup": 0.0})
     assert found[1].step == 6
     assert torch.allclose(flat(trained[1]), flat(expected), atol=2e-4)
+
+
+# ---------------------------------------------------------------- memory that runs out
+
+
+def short_of_memory(monkeypatch, room: int, at: int = 0) -> list[int]:
+    """Let passes of more than `room` positions run out of memory, from the `at`-th pass on.
+
+    Returns a list that fills with the positions of the passes that were read.
+    """
+    losses_of, read = shared_pass.losses_of, []
+
+    def limited(lm, rows, *rest):
+        if len(read) >= at and rows.ids.numel() > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        read.append(rows.ids.numel())
+        return losses_of(lm, rows, *rest)
+
+    monkeypatch.setattr(shared_pass, "losses_of", limited)
+    return read
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_where_memory_runs_out_passes_halve_for_good_and_change_no_adapter(
+    prepared, monkeypatch, capsys, at
+):
+    whole, expected = at_once(prepared, ADAPTERS)
+    assert "memory" not in capsys.readouterr().out
+    read = short_of_memory(monkeypatch, 2_000, at)
+    parts, found = at_once(prepared, ADAPTERS)
+    assert max(read[at:]) <= 2_000 < sum(read[-4:])
+    for change, one, other in zip(ADAPTERS, whole, parts, strict=True):
+        assert torch.allclose(flat(one), flat(other), atol=2e-4), change
+    for one, other in zip(expected, found, strict=True):
+        losses = [[row["loss"] for row in progress.curve] for progress in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    said = [line for line in capsys.readouterr().out.splitlines() if "memory runs out" in line]
+    assert 1 <= len(said) <= 6 and all("tokens at a time; going on with" in line for line in said)
+
+
+def test_memory_that_runs_out_after_a_pass_repeats_none_of_its_gradients(prepared, monkeypatch):
+    """The second pass of the first step fails once, when the first has left its gradients."""
+    whole, _ = at_once(prepared, ADAPTERS)
+    losses_of, calls = shared_pass.losses_of, []
+
+    def failing_once(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        return losses_of(*given)
+
+    monkeypatch.setattr(shared_pass, "losses_of", failing_once)
+    parts, _ = at_once(prepared, ADAPTERS)
+    for change, one, other in zip(ADAPTERS, whole, parts, strict=True):
+        assert torch.allclose(flat(one), flat(other), atol=2e-4), change
+
+
+def test_a_row_that_does_not_fit_alone_stops_the_group_and_says_why(prepared, monkeypatch):
+    short_of_memory(monkeypatch, 4)
+    words = r"^memory runs out with one row of \d+ tokens; try recomputed=1\.0"
+    with pytest.raises(TrainingError, match=words):
+        at_once(prepared, ADAPTERS)
+
+
+def test_answers_are_generated_in_batches_that_fit(prepared, monkeypatch):
+    changes = [{"objective": "option2_on_policy", "seed": seed} for seed in (0, 1)]
+    whole, _ = at_once(prepared, changes)
+    greedy_ids, sizes = together.greedy_ids, []
+
+    def limited(lm, prompts, *rest):
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError
+        sizes.append(len(prompts))
+        return greedy_ids(lm, prompts, *rest)
+
+    monkeypatch.setattr(together, "greedy_ids", limited)
+    parts, _ = at_once(prepared, changes)
+    assert max(sizes) in (2, 3) and len(sizes) > 6
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(flat(one), flat(other), atol=2e-4)
