@@ -33,7 +33,7 @@ from stage1 import store
 from stage1.config import StudyConfig, load_preset
 from stage1.corpus import data
 from stage1.corpus.prompts import encode
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.model.generation import by_length, generate_ids
 from stage1.model.greedy import by_prefix, greedy_ids
 from stage1.model.language_model import FrozenLM
@@ -161,7 +161,7 @@ def main() -> None:
     batches = {"fast_batch": [256, 512, 1024]}
     given = common.parser(__doc__, "generate.csv", **model, **sizes, **batches).parse_args()
     config = load_preset(given.preset).replace(shape_only=given.shape_only)
-    lm = language_model.load(config)
+    lm = loading.load(config)
     if given.data:
         prompts = read_prompts(given.data, given.questions, lm, config)
     else:

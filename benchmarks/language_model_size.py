@@ -22,7 +22,8 @@ from stage1.corpus import almanac
 from stage1.corpus.prompts import encode
 from stage1.model.generation import generate
 from stage1.model.greedy import left_pad
-from stage1.model.language_model import FrozenLM, load
+from stage1.model.language_model import FrozenLM
+from stage1.model.loading import load
 from stage1.pretrain import train as pretraining
 
 BATCH = 32

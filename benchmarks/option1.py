@@ -39,7 +39,7 @@ from stage1.loss_parts import (
     TokenCounts,
     reconstruction,
 )
-from stage1.model.language_model import choose_device
+from stage1.model.loading import choose_device
 from stage1.model.token_batch import padded_batch
 from stage1.scoring.tables import markdown_table
 from stage1.training.loop import Progress, train

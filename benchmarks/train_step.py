@@ -36,7 +36,7 @@ from stage1.compress import fit_pca, variance
 from stage1.config import StudyConfig, load_preset
 from stage1.corpus.prompts import token_counts
 from stage1.loss_parts import ExampleBatch, ObjectiveContext
-from stage1.model import engine, language_model
+from stage1.model import engine, loading
 from stage1.scoring.tables import markdown_table
 from stage1.training.gradients import term_gradients
 from stage1.training.loop import set_up, take_step
@@ -122,7 +122,7 @@ class Bench:
 
     def __init__(self, config: StudyConfig):
         plain = config.replace(compiled=False, matmul="native", recomputed=0.0)
-        self.lm = language_model.load(plain)
+        self.lm = loading.load(plain)
         self.table = self.lm.embedding_table
         self.pool = examples(len(self.table), config)
         self.counts = torch.from_numpy(token_counts(self.pool.prompts, len(self.table)))

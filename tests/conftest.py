@@ -10,7 +10,7 @@ from hypothesis import settings
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from stage1.config import StudyConfig
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.model.language_model import FrozenLM
 
 SQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "squad" / "dev-v1.1-half.json"
@@ -31,13 +31,13 @@ def quiet_machine(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(language_model.SHIPPED)
+    return AutoTokenizer.from_pretrained(loading.SHIPPED)
 
 
 @pytest.fixture(scope="session")
 def lm() -> FrozenLM:
     """The shipped language model; tests must not change it."""
-    return language_model.load(StudyConfig(device="cpu"))
+    return loading.load(StudyConfig(device="cpu"))
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def tiny_config(tiny_folder) -> StudyConfig:
 
 @pytest.fixture(scope="session")
 def loaded_once(tiny_folder) -> FrozenLM:
-    return language_model.load(StudyConfig(language_model=str(tiny_folder), device="cpu"))
+    return loading.load(StudyConfig(language_model=str(tiny_folder), device="cpu"))
 
 
 @pytest.fixture

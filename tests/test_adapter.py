@@ -13,7 +13,7 @@ from stage1.adapter import Film
 from stage1.baselines import Adapter
 from stage1.compress import Compression, fit_pca
 from stage1.config import StudyConfig
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.store import RecordError
 
 K = 8
@@ -67,7 +67,7 @@ def test_the_adapter_under_study_has_19952641_parameters():
 
 @pytest.mark.parametrize("start, scaling", STARTS)
 def test_parameters_are_float32_beside_a_bfloat16_language_model(tiny_folder, start, scaling):
-    lm = language_model.load(make_config(tiny_folder, dtype="bfloat16"))
+    lm = loading.load(make_config(tiny_folder, dtype="bfloat16"))
     adapter, compression = made(lm, initialisation=start, output_scaling=scaling)
     assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
     assert adapters.decode(adapter, compression.compress(lm.embedding_table)).dtype == torch.float32

@@ -12,7 +12,7 @@ from stage1 import check, study
 from stage1.check import Level, PreflightError, lines, preflight
 from stage1.check import __main__ as command
 from stage1.config import StudyConfig, load_preset
-from stage1.model import language_model
+from stage1.model import loading
 
 SMALL = {
     "device": "cpu", "train_examples": 60, "selection_examples": 60, "test_examples": 24,
@@ -264,7 +264,7 @@ def test_a_list_that_holds_no_questions_is_one_line(monkeypatch, capsys, tmp_pat
 
 
 def test_the_model_is_loaded_once(monkeypatch, own_config):
-    loads, real = [], language_model.load
+    loads, real = [], loading.load
     monkeypatch.setattr(language_model, "load", lambda config: loads.append(1) or real(config))
     preflight(own_config, stop=False, timing=False)
     assert loads == [1]

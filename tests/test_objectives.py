@@ -15,7 +15,7 @@ from stage1.config import StudyConfig
 from stage1.corpus import almanac
 from stage1.corpus.prompts import encode
 from stage1.loss_parts import ExampleBatch, ObjectiveContext, Term, Terms, TokenCounts, total
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.model.generation import generate_ids
 from stage1.model.language_model import FrozenLM
 from stage1.objectives import FUNCTIONS, find, prompt_tokens, reads_tokens
@@ -690,7 +690,7 @@ def test_from_the_pca_inverse_the_gain_alone_moves_first(sharp, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_objective_works_with_a_model_in_bfloat16(tiny_folder, name):
     config = StudyConfig(language_model=str(tiny_folder), device="cpu", dtype="bfloat16")
-    adapter, context = world(language_model.load(config))
+    adapter, context = world(loading.load(config))
     terms = terms_of(name, adapter, context)
     total(terms).backward()
     for term in terms.values():
@@ -798,7 +798,7 @@ def test_attention_does_not_read_masked_positions(sharp):
 
 def test_logits_are_float32_and_embeddings_take_the_models_precision(tiny_folder):
     config = StudyConfig(language_model=str(tiny_folder), device="cpu", dtype="bfloat16")
-    lm = language_model.load(config)
+    lm = loading.load(config)
     embeddings = lm.embed(torch.tensor([[1, 10, 11]])).float()
     logits = lm.logits(embeddings, torch.ones(1, 3, dtype=torch.bool))
     assert logits.dtype == torch.float32

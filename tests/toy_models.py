@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stage1.model.language_model import SHAPES, SHIPPED
+from stage1.model.loading import SHAPES, SHIPPED
 
 SHAPE_OF = {
     "llama32_1b": "Llama-3.2-1B-Instruct",

@@ -24,7 +24,7 @@ from stage1.corpus import data
 from stage1.corpus.prompts import encode, shorten, token_counts
 from stage1.evaluation.conditions import forced_tokens, untrained_conditions
 from stage1.fields import require
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.model.generation import generate_rows, read_answer
 from stage1.model.greedy import Embed
 from stage1.model.language_model import FrozenLM
@@ -178,14 +178,14 @@ def load(preset: str = "quick", **changes) -> Reader:
 
     PCA is fitted to the training prompts. Where the hub does not provide them, vocabulary entries
     weigh the same instead, as with `weighting="vocabulary"`, and a warning says so. Raises what
-    `StudyConfig`, `language_model.load` and `load_split` raise.
+    `StudyConfig`, `loading.load` and `load_split` raise.
     """
     return make(load_preset(preset).replace(**changes))
 
 
 def make(config: StudyConfig) -> Reader:
     """Return the reader of a config; see `load`."""
-    lm = language_model.load(config)
+    lm = loading.load(config)
     counts = prompt_counts(config, lm) if config.weighting == "token" else None
     if counts is None:
         config = config.replace(weighting="vocabulary")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from stage1.check import lines
 from stage1.check.findings import Level, Line, Preflight, PreflightError, StoppedError, stopping
 from stage1.config import StudyConfig
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.study.preparation import Study, prepare
 
 __all__ = ["Level", "Line", "Preflight", "PreflightError", "preflight"]
@@ -34,7 +34,7 @@ def checks(given: StudyConfig | Study, timing: bool) -> Iterator[Line]:
     """Yield a line per check. Raises StoppedError where later checks lack what they need."""
     config = given if isinstance(given, StudyConfig) else given.config
     with stopping("language model"):
-        lm = language_model.load(given) if isinstance(given, StudyConfig) else given.lm
+        lm = loading.load(given) if isinstance(given, StudyConfig) else given.lm
     yield lines.model(lm, config)
     yield lines.tokenizer(lm)
     with stopping("data"):

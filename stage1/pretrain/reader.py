@@ -18,7 +18,7 @@ import pandas as pd
 
 from stage1 import store
 from stage1.fields import require
-from stage1.model.language_model import choose_device
+from stage1.model.loading import choose_device
 from stage1.pretrain import reader_card
 from stage1.pretrain.options import add_options, config_from
 from stage1.pretrain.reader_scores import check_development, score

@@ -6,7 +6,7 @@ from stage1.config import StudyConfig
 from stage1.corpus.prompts import encode
 from stage1.evaluation.conditions import evaluate, without_context
 from stage1.fields import require
-from stage1.model.language_model import load
+from stage1.model.loading import load
 from stage1.pretrain.questions import squad_rows
 from stage1.scoring.intervals import mean_interval
 

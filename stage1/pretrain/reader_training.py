@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from stage1 import store
-from stage1.model.language_model import choose_device
+from stage1.model.loading import choose_device
 from stage1.pretrain import packing, transformer
 from stage1.pretrain.head_loss import weighted_cross_entropy
 from stage1.pretrain.optimizer import optimizers, set_rates

@@ -32,7 +32,8 @@ from stage1.corpus import almanac
 from stage1.corpus.prompts import encode
 from stage1.evaluation import conditions
 from stage1.fields import require
-from stage1.model.language_model import FrozenLM, choose_device, load
+from stage1.model.language_model import FrozenLM
+from stage1.model.loading import choose_device, load
 from stage1.pretrain import model_card
 from stage1.pretrain.rows import KINDS, LENGTHS, corpus, train_tokenizer
 from stage1.scoring.intervals import mean_interval

@@ -20,7 +20,7 @@ from stage1.faults import carries_faults
 from stage1.fields import require
 from stage1.loss_parts import ObjectiveContext
 from stage1.machine import processes
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.model.language_model import FrozenLM
 from stage1.study.rates import FALLBACK_RATE, learning_rate
 from stage1.training import memory
@@ -71,10 +71,10 @@ def prepare(config: StudyConfig, lm: FrozenLM | None = None) -> Study:
     is loaded), and where no training example is left.
     """
     objectives.find(config.objective)
-    measurable = language_model.choose_device(config.device).type != "cpu"
+    measurable = loading.choose_device(config.device).type != "cpu"
     allowed = "a number where there is no GPU whose memory could be measured"
     require(config.batch_size != "auto" or measurable, "batch_size", config.batch_size, allowed)
-    lm = lm or language_model.load(config)
+    lm = lm or loading.load(config)
     encoded = {
         split: encode(data.rows(config, split), lm.tokenizer, config, training=split == "train")
         for split in data.SPLITS

@@ -21,7 +21,7 @@ from stage1.corpus import almanac
 from stage1.corpus.prompts import Encoded, encode
 from stage1.evaluation import conditions
 from stage1.loss_parts import ExampleBatch, total
-from stage1.model import engine, fused_loss, language_model
+from stage1.model import engine, fused_loss, language_model, loading
 from stage1.model.engine import FP8, Fp8Linear, quantised, scaled_matmul
 from stage1.model.generation import generate, generate_ids
 from stage1.model.language_model import FrozenLM
@@ -44,7 +44,7 @@ def fresh(tiny_folder, sharp_lm):
         config = StudyConfig(language_model=str(tiny_folder), device="cpu", **changes)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "configure", lambda model, config: None)
-            lm = language_model.load(config)
+            lm = loading.load(config)
         lm.model.load_state_dict(sharp_lm.model.state_dict())
         engine.configure(lm.model, config)
         return lm
@@ -469,7 +469,7 @@ def test_the_checksum_covers_fp8_weights_and_the_guard_sees_a_change_in_them(fre
 @pytest.fixture(scope="module")
 def in_fp8():
     """The shipped model in fp8."""
-    return language_model.load(StudyConfig(device="cpu", matmul="fp8"))
+    return loading.load(StudyConfig(device="cpu", matmul="fp8"))
 
 
 SHIPPED = {"K": 24, "start": "pca_inverse", "scaling": "calibrated"}

@@ -11,7 +11,7 @@ import torch
 from stage1.config import StudyConfig
 from stage1.corpus import almanac
 from stage1.corpus.prompts import Encoded, encode
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.model.generation import (
     Answer,
     by_length,
@@ -175,7 +175,7 @@ def test_decoding_is_greedy_whatever_the_models_generation_config_says(
     answers = []
     for changes in (ends, ends | settings):
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-        lm = language_model.load(CONFIG.replace(language_model=str(folder)))
+        lm = loading.load(CONFIG.replace(language_model=str(folder)))
         answers.append(generate(lm, prompts))
     assert len(answers[0][0].ids) <= 3
     assert answers[1] == answers[0]
@@ -223,7 +223,7 @@ def test_generation_needs_no_gradient_and_its_ids_serve_in_training(tiny_lm):
 
 
 def test_the_embed_function_may_work_in_another_precision(tiny_folder):
-    lm = language_model.load(CONFIG.replace(language_model=str(tiny_folder), dtype="bfloat16"))
+    lm = loading.load(CONFIG.replace(language_model=str(tiny_folder), dtype="bfloat16"))
     prompts = random_prompts(2)
     rows = generate_ids(lm, prompts, lambda ids: lm.embed(ids).float(), 4)
     assert rows == generate_ids(lm, prompts, None, 4)

@@ -16,7 +16,7 @@ from stage1.compress import fit_pca
 from stage1.config import StudyConfig
 from stage1.corpus import almanac
 from stage1.corpus.prompts import encode, token_counts
-from stage1.model import greedy, language_model
+from stage1.model import greedy, loading
 from stage1.model.generation import generate, generate_ids, read_answer
 from stage1.model.greedy import (
     Split,
@@ -160,14 +160,14 @@ def test_any_prompts_are_continued_as_by_generate_ids(steep_lm, passages, rng):
 @pytest.fixture(scope="module")
 def steep_lm(tiny_folder):
     """The tiny model with a steep head, so that no two next tokens are nearly as likely."""
-    lm = language_model.load(CONFIG.replace(language_model=str(tiny_folder)))
+    lm = loading.load(CONFIG.replace(language_model=str(tiny_folder)))
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.normal_(generator=torch.Generator().manual_seed(0))
     return lm
 
 
 def test_bfloat16_embeddings_may_come_in_float32(tiny_folder):
-    lm = language_model.load(CONFIG.replace(language_model=str(tiny_folder), dtype="bfloat16"))
+    lm = loading.load(CONFIG.replace(language_model=str(tiny_folder), dtype="bfloat16"))
     prompts = about(0, 3) + about(1, 3)
     rows = greedy_ids(lm, prompts, lambda ids: lm.embed(ids).float(), 4)
     assert rows == greedy_ids(lm, prompts, None, 4)

@@ -10,7 +10,7 @@ from toy_models import SHAPE_OF, sharpen, write
 
 from stage1.config import StudyConfig
 from stage1.loss_parts import ExampleBatch, total
-from stage1.model import engine, language_model
+from stage1.model import engine, loading
 from stage1.model.engine import Fp8Linear
 from stage1.model.generation import generate_ids
 from stage1.model.greedy import can_share_prefixes, greedy_ids
@@ -32,7 +32,7 @@ def build(request, tmp_path_factory):
         config = StudyConfig(language_model=str(folder), device="cpu", **changes)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "configure", lambda model, config: None)
-            lm = language_model.load(config)
+            lm = loading.load(config)
         sharpen(lm.model)
         engine.configure(lm.model, config)
         return lm
@@ -114,7 +114,7 @@ def test_packing_is_refused_where_attention_slides(tmp_path):
     config = StudyConfig(language_model=str(folder), device="cpu", packed=True)
     message = "packed=True: expected False where attention reads 64 tokens of an example of up to"
     with pytest.raises(ValueError, match=message):
-        language_model.load(config)
+        loading.load(config)
     short = config.replace(max_prompt_tokens=40)
-    assert language_model.load(short).model.config.sliding_window == 64
-    assert not can_share_prefixes(language_model.load(config.replace(packed=False)))
+    assert loading.load(short).model.config.sliding_window == 64
+    assert not can_share_prefixes(loading.load(config.replace(packed=False)))

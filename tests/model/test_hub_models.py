@@ -22,7 +22,7 @@ from stage1.config import load_preset
 from stage1.corpus import data
 from stage1.corpus.prompts import answer_end, encode, render, tokenize_answers
 from stage1.evaluation.conditions import evaluate, untrained_conditions
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.model.generation import generate, generate_ids, read_answer
 from stage1.model.greedy import greedy_ids
 from stage1.training.warmup import entry_weights
@@ -66,7 +66,7 @@ def prepared(request, folders):
 def test_the_presets_shape_is_its_models_and_the_head_is_the_table(monkeypatch, name):
     monkeypatch.setattr(language_model, "choose_device", lambda device: torch.device("meta"))
     config = load_preset(name).replace(shape_only=True)
-    lm = language_model.load(config)
+    lm = loading.load(config)
     assert parameter_count(lm.model) == PARAMETERS[name]
     V, D = TABLES[name]
     assert lm.embedding_table.shape == (V, D) and lm.head.weight is lm.embedding_table
@@ -106,7 +106,7 @@ def test_a_prompt_begins_as_the_tokenizer_or_template_says_and_an_answer_ends_it
     folders, name, template
 ):
     config = toy(folders, name, prompt_template=template)
-    lm = language_model.load(config)
+    lm = loading.load(config)
     encoded = encode(data.rows(config, "test"), lm.tokenizer, config)
     begin, start, eot, end = special(lm, "<|begin|>", "<|start|>", "<|eot|>", "<|endoftext|>")
     first = begin if name == "llama32_1b" else start
@@ -118,14 +118,14 @@ def test_a_prompt_begins_as_the_tokenizer_or_template_says_and_an_answer_ends_it
 
 
 def test_the_prompt_of_a_thinking_model_closes_its_thoughts(folders):
-    lm = language_model.load(toy(folders, "qwen3_06b"))
+    lm = loading.load(toy(folders, "qwen3_06b"))
     prompt, answer = render(lm.tokenizer, "chat", "c", "q", "a")
     assert prompt.endswith("<|start|>assistant\n<think>\n\n</think>\n\n")
     assert answer == "a<|eot|>\n"
 
 
 def test_no_prompt_depends_on_the_day_of_the_run(folders):
-    lm = language_model.load(toy(folders, "llama32_1b"))
+    lm = loading.load(toy(folders, "llama32_1b"))
     prompt, _ = render(lm.tokenizer, "chat", "c", "q")
     assert "Today Date: 26 Jul 2024<|eot|>" in prompt
 
@@ -153,7 +153,7 @@ def test_labels_generation_and_answer_end_where_the_chat_template_ends_a_turn(ot
 
 
 def test_a_template_that_writes_no_answer_cue_or_text_like_a_token_ends_no_answer_early(folders):
-    lm = language_model.load(toy(folders, "qwen3_06b"))
+    lm = loading.load(toy(folders, "qwen3_06b"))
     end, start, eot = special(lm, "<|endoftext|>", "<|start|>", "<|eot|>")
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.split("{% if add_generation_prompt")[0]
@@ -165,7 +165,7 @@ def test_a_template_that_writes_no_answer_cue_or_text_like_a_token_ends_no_answe
 
 def test_a_plain_answer_ends_at_the_tokenizers_end_token(other_end):
     config = toy(other_end, "qwen3_06b", prompt_template="plain")
-    lm = language_model.load(config)
+    lm = loading.load(config)
     (end,) = special(lm, "<|endoftext|>")
     encoded = encode(data.rows(config, "test"), lm.tokenizer, config)
     assert all(row[-1] == end for row in encoded.answers) and lm.end_tokens == [end]
@@ -173,7 +173,7 @@ def test_a_plain_answer_ends_at_the_tokenizers_end_token(other_end):
 
 def test_generation_stops_at_the_end_of_a_turn(other_end):
     """The head's row of that token is made the likeliest answer to anything."""
-    lm = language_model.load(toy(other_end, "qwen3_06b"))
+    lm = loading.load(toy(other_end, "qwen3_06b"))
     (eot,) = special(lm, "<|eot|>")
     head = torch.nn.Linear(*reversed(lm.head.weight.shape), bias=True)
     head.weight.data.zero_()
@@ -189,7 +189,7 @@ PADS = {"llama32_1b": "<|endoftext|>", "qwen3_06b": "<|endoftext|>", "smollm2_13
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_padding_changes_no_answer_though_it_is_an_end_token(folders, name):
-    lm = language_model.load(toy(folders, name))
+    lm = loading.load(toy(folders, name))
     sharpen(lm.model)
     assert [lm.pad_token] == special(lm, PADS[name]) and lm.pad_token in lm.end_tokens
     prompts = [[7, 8, 9, 10, 11], [12], [13, 14, 15]]
@@ -202,7 +202,7 @@ def test_a_chat_template_that_is_missing_is_refused_before_the_weights(folders, 
     folder = write(tmp_path / "lm", "qwen3_06b", chat_template=None)
     (folder / "model.safetensors").write_bytes(b"not read")
     with pytest.raises(ValueError, match="prompt_template='chat': this tokenizer has no chat"):
-        language_model.load(toy({"qwen3_06b": folder}, "qwen3_06b"))
+        loading.load(toy({"qwen3_06b": folder}, "qwen3_06b"))
 
 
 # ---------------------------------------------------------------- from prompt to score

@@ -12,8 +12,9 @@ from safetensors import safe_open
 
 from stage1.adapter import Film, parameter_count
 from stage1.config import StudyConfig
-from stage1.model import language_model
-from stage1.model.language_model import FrozenError, FrozenLM, bit_sums, load
+from stage1.model import loading
+from stage1.model.language_model import FrozenError, FrozenLM, bit_sums
+from stage1.model.loading import load
 
 
 def config(folder, **changes) -> StudyConfig:
@@ -37,7 +38,7 @@ def checked(tiny_folder):
 
 
 def test_the_shipped_weights_take_at_most_16_mb():
-    weights = language_model.SHIPPED.glob("*.safetensors")
+    weights = loading.SHIPPED.glob("*.safetensors")
     assert sum(path.stat().st_size for path in weights) <= 16 * 10**6
 
 
@@ -200,7 +201,7 @@ def test_a_shape_with_a_tokenizer_uses_its_own(folder, tokenizer):
 def test_an_unknown_shape_is_refused_and_the_error_lists_the_known_ones(name):
     with pytest.raises(FileNotFoundError) as raised:
         load(config(name, shape_only=True))
-    known = ", ".join(sorted(path.stem for path in language_model.SHAPES.iterdir()))
+    known = ", ".join(sorted(path.stem for path in loading.SHAPES.iterdir()))
     allowed = f"a folder with a config.json, or one of {known} where shape_only=True"
     assert "Llama-3.1-8B-Instruct, " in known
     assert str(raised.value) == f"language_model={name!r}: expected {allowed}"

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from stage1.config import StudyConfig
-from stage1.model import engine, language_model
+from stage1.model import engine, loading
 from stage1.model.token_batch import dense_mask, packed_batch
 
 PROMPTS, ANSWERS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]], [[20, 2], [21, 22, 2], [2]]
@@ -63,7 +63,7 @@ def test_a_model_that_reads_a_packed_row_on_this_path_reads_each_example_alone(
     """Through transformers, which must hand the edges to every layer."""
     monkeypatch.setattr(engine, "varlen_attn", ragged)
     config = StudyConfig(language_model=str(tiny_folder), device="cpu", packed=True)
-    lm, cpu = language_model.load(config), torch.device("cpu")
+    lm, cpu = loading.load(config), torch.device("cpu")
     with torch.no_grad():
         for parameter in lm.model.parameters():
             parameter.mul_(10 if parameter.dim() > 1 else 1)

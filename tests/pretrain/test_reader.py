@@ -16,7 +16,7 @@ from toy_text import write_sources
 
 from stage1 import store
 from stage1.config import StudyConfig
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.pretrain import reader, reader_card, reader_scores, reader_training
 from stage1.pretrain import shards as preparation
 from stage1.pretrain.reader_training import Training, train
@@ -256,7 +256,7 @@ def test_one_command_prepares_trains_scores_and_writes_a_card(paths, tmp_path, m
     assert f"{record['parameters']:,} parameters" in card and "question_only" in card
     assert "All of it is made up." in card and "development.json" in card
     assert "/development.json" not in (folder / "training.json").read_text()  # names alone
-    lm = language_model.load(StudyConfig(language_model=str(folder), device="cpu"))
+    lm = loading.load(StudyConfig(language_model=str(folder), device="cpu"))
     assert sum(p.numel() for p in lm.model.parameters()) == record["parameters"]
     assert pd.read_csv(folder / "training_curve.csv")["step"].tolist() == [5, 10, 12]
 
@@ -264,7 +264,7 @@ def test_one_command_prepares_trains_scores_and_writes_a_card(paths, tmp_path, m
 @pytest.fixture
 def english() -> Path:
     """The folder of the English reader of the package."""
-    return Path(language_model.IN_PACKAGE["english"])
+    return Path(loading.IN_PACKAGE["english"])
 
 
 def test_the_card_of_the_english_reader_is_the_one_its_records_give(english, tmp_path):
@@ -417,7 +417,7 @@ def test_scores_are_those_of_the_studys_evaluation(paths, tmp_path, monkeypatch)
         return pd.DataFrame(columns, index=range(len(encoded)))
 
     monkeypatch.setattr(reader_scores, "evaluate", evaluate)
-    folder = str(language_model.SHIPPED)
+    folder = str(loading.SHIPPED)
     text, floor = reader_scores.score(Path(folder), paths["development"], "cpu")
     assert text["questions"] == len(examples)
     assert (text["f1"]["mean"], floor["f1"]["mean"]) == (100.0, 0.0)

@@ -7,7 +7,7 @@ import torch
 from stage1.config import StudyConfig
 from stage1.corpus import SPLITS, almanac
 from stage1.corpus.prompts import encode
-from stage1.model.language_model import SHIPPED
+from stage1.model.loading import SHIPPED
 from stage1.pretrain import rows as pretrain_rows
 from stage1.pretrain.rows import LENGTHS, SPLIT, corpus, fill_row, train_tokenizer, training_rows
 

@@ -13,7 +13,7 @@ import torch
 from stage1.config import StudyConfig
 from stage1.corpus import almanac
 from stage1.corpus.prompts import encode
-from stage1.model import language_model
+from stage1.model import loading
 from stage1.model.generation import generate
 from stage1.pretrain import train
 from stage1.pretrain.rows import LENGTHS, training_rows
@@ -26,7 +26,7 @@ SHORT = replace(TINY, steps=3)
 @pytest.fixture(scope="module")
 def rows():
     """Return the training rows of ten articles: 40 rows, as tensors."""
-    folder = str(language_model.SHIPPED)
+    folder = str(loading.SHIPPED)
     ids, is_answer = training_rows(range(10), folder, TINY.row, TINY.seed)
     return torch.from_numpy(ids).long(), torch.from_numpy(is_answer)
 
@@ -174,7 +174,7 @@ def test_a_whole_run_writes_a_folder_that_loads_and_answers(tmp_path, monkeypatc
     assert scored == [(*key, 24) for key in product(kinds, ("seen", "unseen"), range(3))]
     assert pd.read_csv(folder / "training_curve.csv")["step"].tolist() == [5]
     assert f"{record['parameters']:,} parameters" in (folder / "README.md").read_text()
-    lm = language_model.load(StudyConfig(language_model=str(folder), device="cpu"))
+    lm = loading.load(StudyConfig(language_model=str(folder), device="cpu"))
     assert sum(parameter.numel() for parameter in lm.model.parameters()) == record["parameters"]
     assert len({lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id, lm.pad_token}) == 3
     examples = almanac.table(4).to_pylist()

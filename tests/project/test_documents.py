@@ -11,7 +11,7 @@ import pytest
 
 from stage1 import names, store
 from stage1.config import StudyConfig, load_preset
-from stage1.model.language_model import SHIPPED
+from stage1.model.loading import SHIPPED
 from stage1.pretrain import model_card
 from stage1.report import documents, evidence
 from stage1.scoring.tables import markdown_table

@@ -15,7 +15,7 @@ from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.evaluation import reconstruction
 from stage1.loss_parts import ObjectiveContext
-from stage1.model import language_model
+from stage1.model import loading
 
 PROMPTS = [[1, 10, 11, 12, 10], [1, 20], [1, 11, 30, 31, 32, 33]]
 ANSWERS = [[30, 2], [31, 32, 2], [2]]
@@ -30,7 +30,7 @@ COUNTS = np.random.default_rng(0).integers(0, 50, 4_096)
 @pytest.fixture(scope="module")
 def world(tiny_folder) -> tuple[ObjectiveContext, Compression]:
     """A tiny model with weights large enough that attention matters, and its compression."""
-    lm = language_model.load(CONFIG.replace(language_model=str(tiny_folder)))
+    lm = loading.load(CONFIG.replace(language_model=str(tiny_folder)))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in lm.model.parameters():
