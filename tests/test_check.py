@@ -265,6 +265,6 @@ def test_a_list_that_holds_no_questions_is_one_line(monkeypatch, capsys, tmp_pat
 
 def test_the_model_is_loaded_once(monkeypatch, own_config):
     loads, real = [], loading.load
-    monkeypatch.setattr(language_model, "load", lambda config: loads.append(1) or real(config))
+    monkeypatch.setattr(loading, "load", lambda config: loads.append(1) or real(config))
     preflight(own_config, stop=False, timing=False)
     assert loads == [1]

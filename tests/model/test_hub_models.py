@@ -64,7 +64,7 @@ def prepared(request, folders):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_presets_shape_is_its_models_and_the_head_is_the_table(monkeypatch, name):
-    monkeypatch.setattr(language_model, "choose_device", lambda device: torch.device("meta"))
+    monkeypatch.setattr(loading, "choose_device", lambda device: torch.device("meta"))
     config = load_preset(name).replace(shape_only=True)
     lm = loading.load(config)
     assert parameter_count(lm.model) == PARAMETERS[name]
@@ -79,7 +79,7 @@ def test_the_presets_shape_is_its_models_and_the_head_is_the_table(monkeypatch, 
 def test_a_rehearsal_takes_a_training_step_and_is_asked(monkeypatch, tmp_path, name):
     """The true vocabulary with two narrow layers, and the shipped tokenizer."""
     (tmp_path / f"{SHAPE_OF[name]}.json").write_text(json.dumps(shrunk(name)))
-    monkeypatch.setattr(language_model, "SHAPES", tmp_path)
+    monkeypatch.setattr(loading, "SHAPES", tmp_path)
     config = load_preset(name).replace(**FEW | {"shape_only": True, "batch_size": 20})
     rehearsal = study.prepare(config)
     start = parameters(study.new_adapter(rehearsal))

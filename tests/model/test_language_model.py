@@ -212,7 +212,7 @@ def test_the_packages_shape_is_llama_8b_and_its_adapter_has_20_million_parameter
     monkeypatch, name
 ):
     """The hub's name and the model's alone both work; no memory is allocated for the weights."""
-    monkeypatch.setattr(language_model, "choose_device", lambda device: torch.device("meta"))
+    monkeypatch.setattr(loading, "choose_device", lambda device: torch.device("meta"))
     lm = load(config(name, shape_only=True, dtype="bfloat16"))
     assert parameter_count(lm.model) == 8_030_261_248
     assert lm.embedding_table.shape == lm.head.weight.shape == (128_256, 4_096)

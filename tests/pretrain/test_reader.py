@@ -282,7 +282,11 @@ def test_the_card_of_the_english_reader_is_the_one_its_records_give(english, tmp
 def test_the_documented_commands_make_the_english_reader(english, tmp_path, monkeypatch):
     record, calls = store.read_json(english / "training.json"), []
     page = (store.ROOT / "docs" / "readers.md").read_text().replace("\\\n", " ")
-    commands = [line.split()[3:] for line in page.splitlines() if "dev-v1.1-half.json" in line]
+    commands = [
+        line.split()[3:]
+        for line in page.splitlines()
+        if "stage1.pretrain" in line and "dev-v1.1-half.json" in line
+    ]
     monkeypatch.setattr(
         preparation, "prepare", lambda *given: calls.append(given) or {"megabytes": 0}
     )

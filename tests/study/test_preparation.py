@@ -14,7 +14,7 @@ from stage1.study import preparation, prepare
 
 
 def test_an_unknown_objective_is_refused_before_anything_is_loaded(config, monkeypatch):
-    monkeypatch.setattr(preparation.language_model, "load", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(preparation.loading, "load", lambda config: pytest.fail("loaded"))
     monkeypatch.setattr(preparation.data, "rows", lambda config, split: pytest.fail("made data"))
     message = r"objective='option3_forced'.*did you mean 'option3_teacher_forced'"
     with pytest.raises(ValueError, match=message):
@@ -70,7 +70,7 @@ def test_untrained_conditions_are_those_of_the_study(prepared):
 
 
 def test_a_given_language_model_is_used_and_no_other_is_loaded(config, prepared, monkeypatch):
-    monkeypatch.setattr(preparation.language_model, "load", None)
+    monkeypatch.setattr(preparation.loading, "load", None)
     assert prepare(config, prepared.lm).lm is prepared.lm
 
 

@@ -40,7 +40,7 @@ def test_the_measured_batch_holds_the_longest_examples():
 
 
 def test_auto_needs_a_gpu_and_says_so_before_anything_is_loaded(tiny_config, monkeypatch):
-    monkeypatch.setattr(preparation.language_model, "load", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(preparation.loading, "load", lambda config: pytest.fail("loaded"))
     words = "batch_size='auto': expected a number where there is no GPU"
     with pytest.raises(ValueError, match=words):
         study.prepare(tiny_config.replace(batch_size="auto"))
