@@ -30,16 +30,18 @@ def mark(soup: BeautifulSoup) -> None:
 def set_records_apart(soup: BeautifulSoup) -> None:
     """Put cells tagged `records` that follow each other into a section that says of what they are.
 
-    So no sentence on the committed records reads as one on the run of the page.
+    So no sentence on the committed records reads as one on the run of the page. Those of the
+    English language model are tagged `english` besides.
     """
     for cell in soup.select(".celltag_records"):
-        before = cell.find_previous_sibling()
-        if before is not None and before.name == "section":
+        preset = "squad" if "celltag_english" in cell["class"] else "full"
+        text, before = scope.records_label(load_preset(preset)), cell.find_previous_sibling()
+        if before is not None and before.name == "section" and text in before.get_text():
             before.append(cell.extract())
             continue
         section = soup.new_tag("section", attrs={"class": "records"})
         label = soup.new_tag("p", attrs={"class": "label"})
-        label.string = scope.records_label(load_preset("full"))
+        label.string = text
         cell.insert_before(section)
         section.extend([label, cell.extract()])
 

@@ -144,6 +144,13 @@ def test_cells_on_committed_records_are_set_apart_with_one_label(tmp_path):
     assert [len(part.select(".label")) for part in parts] == [1, 1]
 
 
+def test_records_of_the_english_model_have_a_label_of_their_own(tmp_path):
+    tags = (["records"], ["records", "english"], ["records", "english"])
+    cells = [new_markdown_cell("text", metadata={"tags": tag}) for tag in tags]
+    labels = [label.get_text() for label in rendered(tmp_path, *cells).select(".records > .label")]
+    assert labels == [scope.records_label(load_preset(name)) for name in ("full", "squad")]
+
+
 def test_a_line_that_names_the_record_is_small(tmp_path):
     soup = rendered(tmp_path, new_markdown_cell("Record: `records/full/trials.csv`.\n\nMore."))
     assert soup.find("p", class_="source").get_text().startswith("Record:")
