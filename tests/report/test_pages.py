@@ -14,7 +14,8 @@ import pytest
 from bs4 import BeautifulSoup, Tag
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from stage1.report import formulas, pages
+from stage1.config import load_preset
+from stage1.report import formulas, pages, scope
 from stage1.store import ROOT
 
 BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
