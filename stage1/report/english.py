@@ -59,6 +59,15 @@ class English:
         own = (table[START] == list(start)).all(axis=1) & (table["objective"] == objective)
         return table[own]
 
+    def objective(self, almanac: Evidence) -> str:
+        """Return the almanac's recommended objective, or else this model's best on selection."""
+        name = almanac.warmed.recommended
+        starts = self.runs.groupby("objective")["initialisation"].nunique()
+        if starts.get(name, 0) == len(STARTS):
+            return name
+        runs = self.runs[self.runs["objective"].isin(starts[starts == len(STARTS)].index)]
+        return str(runs.groupby("objective")["selection_f1"].mean().idxmax())
+
     def f1(self, objective: str, start: tuple = PCA_INVERSE) -> Interval:
         return comparison.interval(self.select(self.scores, objective, start))
 
@@ -117,11 +126,11 @@ def models(english: English, almanac: Evidence) -> pd.DataFrame:
 
 def beside(english: English, almanac: Evidence) -> pd.DataFrame:
     """Return what both language models were asked, one quantity a row."""
-    w, name = almanac.warmed, almanac.warmed.recommended
+    w, name = almanac.warmed, english.objective(almanac)
     own, other = (e.untrained.set_index("condition") for e in (english, almanac))
     shown, kept = w.f1(name), english.retention(english.f1(name))
     shares = kept, Interval(*map(almanac.retention, shown))
-    gains = signed(english.start_gain(name)), signed(almanac_start_gain(almanac))
+    gains = signed(english.start_gain(name)), signed(almanac_start_gain(almanac, name))
 
     def pair(condition: str, column: str = "f1") -> list[float]:
         return [table.loc[condition, column] for table in (own, other)]
@@ -140,7 +149,7 @@ def beside(english: English, almanac: Evidence) -> pd.DataFrame:
 
 def summary(english: English, almanac: Evidence) -> str:
     """Say what to do, and what it keeps on both language models."""
-    w, name = almanac.warmed, almanac.warmed.recommended
+    w, name = almanac.warmed, english.objective(almanac)
     kept = english.retention(english.f1(name)), Interval(*map(almanac.retention, w.f1(name)))
     agree = kept[0].high >= kept[1].low and kept[1].high >= kept[0].low
     return (
@@ -153,7 +162,7 @@ def summary(english: English, almanac: Evidence) -> str:
 
 def answer(english: English, almanac: Evidence) -> list[str]:
     """Say what the recipe does on real English, and where the almanac says something else."""
-    w, name = almanac.warmed, almanac.warmed.recommended
+    w, name = almanac.warmed, english.objective(almanac)
     found = [english.f1(name, start) for start in STARTS]
     kept = [english.retention(f1) for f1 in found]
     limits = criteria.retention_thresholds(almanac.config, english.floor)
@@ -183,17 +192,17 @@ def difference_of(kept: Interval, w: Evidence, name: str) -> str:
 
 def starts(english: English, almanac: Evidence) -> str:
     """Say what the start is worth after a warm-up, on both."""
-    name = almanac.warmed.recommended
-    gains = signed(english.start_gain(name)), signed(almanac_start_gain(almanac))
+    name = english.objective(almanac)
+    gains = signed(english.start_gain(name)), signed(almanac_start_gain(almanac, name))
     return (
         f"The adapter as found instead of the PCA inverse gains {gains[0]} points there, and "
         f"{gains[1]} on the almanac."
     )
 
 
-def almanac_start_gain(almanac: Evidence) -> Difference:
+def almanac_start_gain(almanac: Evidence, name: str) -> Difference:
     w = almanac.warmed
-    one, other = (w.select(w.scores, w.recommended, start) for start in (AS_FOUND, PCA_INVERSE))
+    one, other = (w.select(w.scores, name, start) for start in (AS_FOUND, PCA_INVERSE))
     return comparison.difference(one, other, margin=almanac.config.equivalence_margin)
 
 

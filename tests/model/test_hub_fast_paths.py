@@ -84,6 +84,7 @@ def test_shared_prefixes_change_no_answer(build):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("build", ["qwen3_06b"], indirect=True)  # test_engine.py has a Llama
 def test_compiled_layers_match_eager_ones(build, monkeypatch):
     """Traced without generating code; what is compiled skips the tests' run-time type checker."""
     torch._dynamo.reset()

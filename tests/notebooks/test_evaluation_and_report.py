@@ -67,6 +67,7 @@ def test_the_report_recommends_what_its_records_say(tmp_path, executed, check_pa
     assert "then train with option 1" not in check_page(executed("05_report"))
     made_up.write(tmp_path, f1={"option1_reconstruction": 95.0})
     (tmp_path / "quick").symlink_to(tmp_path / "full")
+    (tmp_path / "english").symlink_to(store.ROOT / "records" / "english")
     monkeypatch.setenv("STAGE1_RECORDS", str(tmp_path))
     original = store.ROOT / "notebooks/05_report.ipynb"
     notebooks.execute(original, tmp_path / "made_up.ipynb", {"preset": "smoke"})

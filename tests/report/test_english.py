@@ -122,3 +122,9 @@ def test_both_language_models_stand_side_by_side(almanac):
         gained["English"].startswith(("+9.", "+10.")) and "instead of PCA inverse" in gained.iloc[0]
     )
     assert english.models(evidence(), almanac)["ceiling"].tolist() == [45.0, almanac.ceiling]
+
+
+def test_an_objective_that_was_not_run_on_english_is_replaced_by_the_best_that_was(almanac):
+    other = made_up.evidence(f1={OPTION1: 95.0})
+    assert (almanac.warmed.recommended, other.warmed.recommended) == (OPTION3, OPTION1)
+    assert evidence().objective(almanac) == evidence().objective(other) == OPTION3
