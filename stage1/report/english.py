@@ -71,11 +71,6 @@ class English:
     def f1(self, objective: str, start: tuple = PCA_INVERSE) -> Interval:
         return comparison.interval(self.select(self.scores, objective, start))
 
-    def start_gain(self, objective: str) -> Difference:
-        """Return the F1 of the adapter as found minus that of the PCA inverse."""
-        one, other = (self.select(self.scores, objective, s) for s in (AS_FOUND, PCA_INVERSE))
-        return comparison.difference(one, other, margin=self.config.equivalence_margin)
-
     def table(self) -> pd.DataFrame:
         """Return one row per objective and start, the best first."""
         rows = []
@@ -130,7 +125,7 @@ def beside(english: English, almanac: Evidence) -> pd.DataFrame:
     own, other = (e.untrained.set_index("condition") for e in (english, almanac))
     shown, kept = w.f1(name), english.retention(english.f1(name))
     shares = kept, Interval(*map(almanac.retention, shown))
-    gains = signed(english.start_gain(name)), signed(almanac_start_gain(almanac, name))
+    gains = [signed(start_gain(e, name)) for e in (english, almanac.warmed)]
 
     def pair(condition: str, column: str = "f1") -> list[float]:
         return [table.loc[condition, column] for table in (own, other)]
@@ -193,17 +188,17 @@ def difference_of(kept: Interval, w: Evidence, name: str) -> str:
 def starts(english: English, almanac: Evidence) -> str:
     """Say what the start is worth after a warm-up, on both."""
     name = english.objective(almanac)
-    gains = signed(english.start_gain(name)), signed(almanac_start_gain(almanac, name))
+    gains = [signed(start_gain(e, name)) for e in (english, almanac.warmed)]
     return (
         f"The adapter as found instead of the PCA inverse gains {gains[0]} points there, and "
         f"{gains[1]} on the almanac."
     )
 
 
-def almanac_start_gain(almanac: Evidence, name: str) -> Difference:
-    w = almanac.warmed
-    one, other = (w.select(w.scores, name, start) for start in (AS_FOUND, PCA_INVERSE))
-    return comparison.difference(one, other, margin=almanac.config.equivalence_margin)
+def start_gain(e: English | Evidence, objective: str) -> Difference:
+    """Return the F1 of the adapter as found minus that of the PCA inverse."""
+    one, other = (e.select(e.scores, objective, start) for start in (AS_FOUND, PCA_INVERSE))
+    return comparison.difference(one, other, margin=e.config.equivalence_margin)
 
 
 def reconstruction_alone(english: English) -> str:
