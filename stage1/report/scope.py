@@ -27,8 +27,10 @@ def budget(config: StudyConfig) -> str:
 
 
 def records_label(records: StudyConfig) -> str:
-    """Name what committed records are of, in one line without markup."""
-    return f"Committed records: {subject(records)}, {budget(records)}".replace("`", "")
+    """Name what committed records are of, in one line without markup; some have no warm-up."""
+    *parts, _, seeds = budget(records).split(", ")
+    about = ", ".join([subject(records), *parts, seeds])
+    return f"Committed records: {about}".replace("`", "")
 
 
 def limits(config: StudyConfig) -> str:

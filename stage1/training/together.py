@@ -9,7 +9,6 @@ Readings of gradients, balancing rules and checkpoints are left to `loop.train`,
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -21,7 +20,6 @@ from tqdm import tqdm
 
 from stage1 import names
 from stage1.baselines import Adapter
-from stage1.config import StudyConfig
 from stage1.corpus.prompts import Encoded
 from stage1.loss_parts import (
     Batch,
@@ -45,33 +43,14 @@ from stage1.training.batches import (
     tokens_at,
 )
 from stage1.training.layouts import Layout, layout_of
-from stage1.training.loop import Progress, check_values, curve_row
+from stage1.training.loop import Progress
+from stage1.training.members import Member, read_values, record_step
 from stage1.training.microbatches import TrainingError
 from stage1.training.observer import is_due
 from stage1.training.shared_pass import PASS_VALUES, Reading, Tables
 from stage1.training.stacked import StackedAdapters
 
 ManyScores = Callable[[Sequence[Adapter]], list[dict]]
-
-
-@dataclass
-class Member:
-    """One adapter of a group: its config, what its objective is made of, its progress."""
-
-    config: StudyConfig
-    reconstructions: dict[str, Reconstruction]
-    layouts: dict[str, Layout]
-    """Rows of the whole training set, for the terms that pass through the language model."""
-    weights: dict[str, float]
-    """The weight of every such term."""
-    divergences: set[str]
-    """Which of them are KL divergences; the others are cross-entropies."""
-    progress: Progress = field(default_factory=lambda: Progress(0, [], [], []))
-    error: TrainingError | None = None
-
-    @property
-    def objective(self) -> names.Objective:
-        return names.OBJECTIVES[self.config.objective]
 
 
 class Group:
@@ -262,25 +241,6 @@ class Group:
         scores = selection_scores(self.stack.adapters)
         for member, row in zip(self.members, scores, strict=True):
             member.progress.selection.append({"step": step} | row)
-
-
-def read_values(terms: Sequence[Terms], norms: Float[Tensor, " S"]) -> list[dict[str, float]]:
-    """Return every member's terms and gradient norm as numbers, in one transfer."""
-    flat = [term.value.detach() for each in terms for term in each.values()]
-    numbers = iter(torch.cat([torch.stack(flat), norms]).tolist())
-    values = [{name: next(numbers) for name in each} for each in terms]
-    return [each | {"gradient_norm": next(numbers)} for each in values]
-
-
-def record_step(member: Member, terms: Terms, values: dict[str, float], about: dict) -> None:
-    """Write a member's row of the curve, or the error where it diverged."""
-    try:
-        check_values(values, member.progress.curve, about["step"])
-    except TrainingError as error:
-        member.error = error
-        return
-    member.progress.curve.append(curve_row(terms, values) | about)
-    member.progress.step = about["step"] + 1
 
 
 def train_together(

@@ -17,7 +17,7 @@ from stage1.config import StudyConfig, load_preset
 from stage1.loss_parts import ExampleBatch, ObjectiveContext, Term
 from stage1.names import OBJECTIVES
 from stage1.scoring.tables import condition_table
-from stage1.study import pool, rates, runs, sweep, together
+from stage1.study import pool, rates, runs, sweep, sweep_tables, together
 from stage1.study.sweep import columns, grid, recorded_fields, trial
 from stage1.training.microbatches import TrainingError
 
@@ -137,7 +137,7 @@ def test_recorded_fields_are_the_marked_ones_and_those_that_vary(config):
 
 
 def test_columns_are_the_fields_with_the_learning_rate_that_is_used(config, monkeypatch):
-    monkeypatch.setattr(sweep, "learning_rate", lambda config: 2.0e-3)
+    monkeypatch.setattr(sweep_tables, "learning_rate", lambda config: 2.0e-3)
     assert columns(config, ["ce_weight"]) == {"ce_weight": 1.0, "learning_rate": 2.0e-3}
     open_rate = config.replace(learning_rate=None)
     expected = {"seed": 0, "learning_rate": 2.0e-3}
@@ -319,7 +319,7 @@ def test_any_other_error_is_raised(config, out_of_memory, make):
 
 @pytest.mark.parametrize("make", [trial, sweep.tested])
 def test_a_row_has_the_learning_rate_that_was_searched(config, monkeypatch, diverging, make):
-    for module in (sweep, study.preparation):
+    for module in (sweep_tables, study.preparation):
         monkeypatch.setattr(module, "learning_rate", lambda config: 2.0e-3)
     open_rate = config.replace(learning_rate=None)
     assert row_of(make, open_rate)["learning_rate"] == 2.0e-3
