@@ -6,6 +6,7 @@ the end token changes. No fault is named in advance.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from stage1.config import StudyConfig
 from stage1.report import fault_records
 from stage1.report.fault_records import FaultRecords
 from stage1.scoring.comparison import Finding
-from stage1.study.fault_sweep import CHANGED
+from stage1.study.fault_sweep import CHANGED, TABLES
 
 REAL = (Finding.DIFFERENT, Finding.SLIGHTLY_DIFFERENT)
 FAILURE = StudyConfig().failure_f1
@@ -60,14 +61,16 @@ def climbs() -> str:
     steps = ladder.settings
     faults = [name for name in steps[1:] if name not in CHANGED]
     first = next((name for name in steps if not ladder.is_zero(name)), steps[-1])
+    zeros = [code(name) for name in steps[steps.index(first) :] if ladder.is_zero(name)]
+    again = f", and with {series(zeros)} repaired it is exactly 0 again" if zeros else ""
     repaired = ladder.f1(faults[-1])
     rest = valued_steps(ladder, [name for name in steps if name in CHANGED])
     still = "still a failure" if repaired.mean < FAILURE else "no longer a failure"
     return (
         f"**From the original to the recipe.** The original scores F1 {ladder.f1(steps[0])}. "
-        f"Repairing {code(first)} ends the exact zero, at {ladder.f1(first)}; with all "
-        f"{len(faults)} faults repaired one after another F1 is {repaired}, {still}. What the "
-        f"recipe changes besides does the rest: {rest}."
+        f"Repairing {code(first)} leads to {ladder.f1(first)}{again}. With all {len(faults)} "
+        f"faults repaired one after another F1 is {repaired}, {still}. What the recipe changes "
+        f"besides does the rest: {rest}."
     )
 
 
@@ -147,13 +150,14 @@ def lost(records: FaultRecords) -> str:
 
 def sentences() -> list[str]:
     """Return the sentences, and at the end which tables are missing for others."""
-    said, missing = [], []
+    folder, said = store.records_folder() / "faults", []
     for sentence in (climbs, explains, hides, pads):
-        try:
+        with suppress(store.RecordError):
             said.append(sentence())
-        except store.RecordError as error:
-            missing.append(str(error).split(":")[0])
+    missing = [code(f"{name}.csv") for name in TABLES if not (folder / f"{name}.csv").is_file()]
     if missing:
-        tables = series([code(name) for name in dict.fromkeys(missing)])
-        said.append(f"Not measured yet: {tables}; `docs/original.md` lists the commands.")
+        said.append(
+            f"Not measured yet, of `records/faults/`: {series(missing)}; `docs/original.md` lists "
+            "the commands."
+        )
     return said

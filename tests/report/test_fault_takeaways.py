@@ -64,17 +64,17 @@ def test_sentences_without_their_records_are_missing_and_their_tables_are_named(
     made_up_faults.write(folder, "added", {}, default=90.0)
     explained, missing = fault_takeaways.sentences()
     assert "exactly 0 follows from none" in explained
-    assert missing.startswith("Not measured yet: `")
-    for name in ("ladder", "removed", "added_pad_is_end"):
-        assert f"/{name}.csv`" in missing
-    assert "/added.csv`" not in missing
+    assert missing.startswith("Not measured yet")
+    for name in ("ladder", "removed", "unsliced", "added_pad_is_end"):
+        assert f"`{name}.csv`" in missing
+    assert "`added.csv`" not in missing
 
 
 def test_the_ladder_says_what_all_repairs_and_then_the_recipe_are_worth(folder):
     made_up_faults.write_all(folder)
     sentence = fault_takeaways.climbs()
     assert "The original scores F1 0.0 [0.0, 0.0]" in sentence
-    assert "Repairing `slice_of_generated_ids` ends the exact zero" in sentence
-    assert "with all 16 faults repaired" in sentence
+    assert "Repairing `slice_of_generated_ids` leads to" in sentence
+    assert "With all 16 faults repaired" in sentence
     for step in ("learning rate", "start", "reconstruction warm-up"):
         assert f"its {step} leads to" in sentence
