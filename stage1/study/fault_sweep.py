@@ -4,11 +4,12 @@
     python -m stage1.study.fault_sweep added records/faults/added.csv
     python -m stage1.study.fault_sweep removed records/faults/removed.csv
     python -m stage1.study.fault_sweep removed OUT.csv --without slice_of_generated_ids
-    python -m stage1.study.fault_sweep added OUT.csv --also pad_is_end
+    python -m stage1.study.fault_sweep added OUT.csv --also pad_is_end --only mask_of_ones
 
 `added` trains the preset `recipe`, and it with each fault alone; `removed` the preset `original`,
 and it with each of its faults alone taken out; `ladder` goes from `original` to `recipe`, one
-repaired fault a step. Each of them has several seeds, and leaves what `stage1.study.sweep` leaves.
+repaired fault a step. `--only` keeps some of these faults. Each setting has several seeds, and a
+sweep leaves what `stage1.study.sweep` leaves.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 
 from stage1 import gallery
 from stage1.config import StudyConfig, load_preset
+from stage1.fields import require
 from stage1.study.sweep import sweep
 
 REPAIRED = (
@@ -37,6 +39,11 @@ CHANGED = {
 }
 """Fields that the last steps of the ladder take from the recipe."""
 SIZES = ("train_examples", "selection_examples", "test_examples", "epochs", "batch_size")
+READ_PADDING = gallery.canonical(
+    ["no_end_token", "labels_on_padding", "gap_before_answer", "mask_of_ones",
+     "right_padded_generation"]
+)  # fmt: skip
+"""Faults that read or label padding, or the end token that may pad: no other depends on it."""
 TOGETHER = 5
 """Adapters that share passes on a GPU: the seeds of one fault."""
 
@@ -49,6 +56,8 @@ class Sweep(NamedTuple):
     """Faults that no run carries."""
     also: str = gallery.NONE
     """Faults that all runs carry."""
+    only: str = gallery.NONE
+    """Faults that are added or removed; none named: all."""
 
 
 TABLES = {
@@ -56,21 +65,21 @@ TABLES = {
     "added": Sweep("added"),
     "removed": Sweep("removed"),
     "unsliced": Sweep("removed", without="slice_of_generated_ids"),
-    "added_pad_is_end": Sweep("added", also="pad_is_end"),
+    "added_pad_is_end": Sweep("added", also="pad_is_end", only=READ_PADDING),
 }
 """The sweeps whose tables are in `records/faults/`, by the table's name."""
 
 
 def planned(table: str, rehearse: bool = False) -> dict[str, StudyConfig]:
     """Return the configs of a table of `records/faults/`, one seed each, by setting."""
-    kind, repaired, also = TABLES[table]
-    return plan(kind, *presets(also, repaired, rehearse))
+    kind, repaired, also, only = TABLES[table]
+    return plan(kind, *presets(also, repaired, rehearse), only)
 
 
 def command(table: str) -> str:
     """Return the command that makes a table of `records/faults/`."""
-    kind, repaired, also = TABLES[table]
-    given = {"without": repaired, "also": also}
+    kind, repaired, also, only = TABLES[table]
+    given = {"without": repaired, "also": also, "only": only}
     told = "".join(
         f" --{name} {faults}" for name, faults in given.items() if faults != gallery.NONE
     )
@@ -135,11 +144,22 @@ def presets(also: str = gallery.NONE, repaired: str = gallery.NONE, rehearse: bo
     return found
 
 
-def plan(kind: str, original: StudyConfig, recipe: StudyConfig) -> dict[str, StudyConfig]:
-    """Return the configs of one kind of sweep, one seed each, by name."""
+def plan(
+    kind: str, original: StudyConfig, recipe: StudyConfig, only: str = gallery.NONE
+) -> dict[str, StudyConfig]:
+    """Return the configs of one kind of sweep, one seed each, by name: the first, and `only` these.
+
+    Raises ValueError for a fault that the sweep does not add or remove.
+    """
     if kind == "ladder":
-        return ladder(original, recipe)
-    return added(recipe) if kind == "added" else removed(original)
+        planned = ladder(original, recipe)
+    else:
+        planned = added(recipe) if kind == "added" else removed(original)
+    first, *rest = planned
+    kept = gallery.names(only) or rest
+    for name in kept:
+        require(name in rest, "only", name, f"one of {', '.join(rest)}")
+    return {name: planned[name] for name in (first, *rest) if name == first or name in kept}
 
 
 def main() -> None:
@@ -150,13 +170,14 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="CSV with one row per run")
     parser.add_argument("--also", default=gallery.NONE, help="faults that all runs carry")
     parser.add_argument("--without", default=gallery.NONE, help="faults that no run carries")
+    parser.add_argument("--only", default=gallery.NONE, help="faults to add or remove, not all")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--together", type=int, help="adapters that share passes, per process")
     parser.add_argument("--rehearse", action="store_true", help="at the sizes of preset smoke")
     given = parser.parse_args()
-    also, repaired = gallery.canonical(given.also), gallery.canonical(given.without)
-    planned = plan(given.kind, *presets(also, repaired, given.rehearse)).values()
+    also, repaired, only = map(gallery.canonical, (given.also, given.without, given.only))
+    planned = plan(given.kind, *presets(also, repaired, given.rehearse), only).values()
     configs = [config.replace(seed=seed) for config in planned for seed in range(given.seeds)]
     size = given.together or (TOGETHER if torch.cuda.is_available() else 1)
     sweep("runs", configs, given.table, given.processes, size)

@@ -60,6 +60,15 @@ def test_faults_may_be_carried_by_all_runs_or_by_none():
     assert recipe.faults == gallery.NONE
 
 
+def test_a_sweep_may_be_limited_to_some_faults_and_refuses_those_it_does_not_hold():
+    original, recipe = presets(also="pad_is_end")
+    some = fault_sweep.plan("added", original, recipe, "mask_of_ones+labels_on_padding")
+    assert list(some) == ["recipe", "labels_on_padding", "mask_of_ones"]
+    assert some["mask_of_ones"].faults == "pad_is_end+mask_of_ones"
+    with pytest.raises(ValueError, match="only='oracle_norm': expected one of no_end_token"):
+        fault_sweep.plan("removed", original, recipe, "oracle_norm")
+
+
 def test_any_sweep_may_vary_the_faults():
     vary = {"objective": ["answer_ce"], "faults": ["none", "pad_is_end+no_end_token"]}
     faults = [config.faults for config in grid("smoke", vary)]
