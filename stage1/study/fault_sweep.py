@@ -73,7 +73,8 @@ TABLES = {
 def planned(table: str, rehearse: bool = False) -> dict[str, StudyConfig]:
     """Return the configs of a table of `records/faults/`, one seed each, by setting."""
     kind, repaired, also, only = TABLES[table]
-    return plan(kind, *presets(also, repaired, rehearse), only)
+    original, recipe = presets(also, repaired, rehearse)
+    return plan(kind, original, recipe, only)
 
 
 def command(table: str) -> str:
@@ -177,7 +178,8 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="at the sizes of preset smoke")
     given = parser.parse_args()
     also, repaired, only = map(gallery.canonical, (given.also, given.without, given.only))
-    planned = plan(given.kind, *presets(also, repaired, given.rehearse), only).values()
+    original, recipe = presets(also, repaired, given.rehearse)
+    planned = plan(given.kind, original, recipe, only).values()
     configs = [config.replace(seed=seed) for config in planned for seed in range(given.seeds)]
     size = given.together or (TOGETHER if torch.cuda.is_available() else 1)
     sweep("runs", configs, given.table, given.processes, size)
