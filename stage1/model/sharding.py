@@ -30,8 +30,8 @@ def device_map(source: str, over: Sequence[torch.device]) -> dict[str, torch.dev
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
     layers, chosen = engine.decoder_layers(model), {}
-    within = [name for name, module in model.named_modules() if module is layers][0]
-    for name, module in model.named_modules():
+    within = next(name for name, module in model.named_modules() if module is layers)
+    for name in dict(model.named_modules()):
         parent = name.rpartition(".")[0]
         if parent == within:
             chosen[name] = over[int(name.rpartition(".")[2]) * len(over) // len(layers)]
@@ -82,4 +82,4 @@ def spread(model: PreTrainedModel, over: Sequence[torch.device]) -> None:
 
 
 def place(module: nn.Module) -> None:
-    module.__class__ = placed(type(module))  # type: ignore[assignment]
+    module.__class__ = placed(type(module))  # type: ignore[arg-type, assignment]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from stage1.config import StudyConfig
