@@ -14,7 +14,8 @@ With fewer GPUs than `--gpus`, all of it is rehearsed by processes on the CPU. T
 - `kill`: SIGKILL of one training process, and what the same command then makes of its checkpoint.
 
 Every job is a subprocess with a time limit; one that fails leaves a row with its error. Writes
-`several_gpus.csv` after every row, and provenance to `several_gpus.json`.
+`several_gpus.csv` after every row, and provenance to `several_gpus.json`. Rows of parts that are
+not run again stay.
 """
 
 import datetime
@@ -34,7 +35,7 @@ from pathlib import Path
 import common
 import pandas as pd
 import torch
-from several_gpus_worker import UNEVEN, of_step, relative
+from several_gpus_worker import of_step, relative
 
 from stage1 import store
 from stage1.machine import gpus as machine
@@ -54,7 +55,7 @@ class Bench:
     def __init__(self, given: Namespace, folder: Path):
         self.given, self.folder = given, folder
         self.device = "cuda" if torch.cuda.device_count() >= given.gpus else "cpu"
-        self.rows: list[dict] = []
+        self.rows = earlier_rows(given.out / "several_gpus.csv", given.parts)
         self.spent: dict[str, float] = {}
 
     def add(self, part: str, row: dict) -> None:
@@ -111,6 +112,19 @@ class Bench:
                 tolerance = tolerances.get(name, 0.0)
                 difference = relative(values, found[name])
                 self.add(part, row | {"difference": difference, "tolerance": tolerance})
+
+
+def earlier_rows(path: Path, parts: list[str]) -> list[dict]:
+    """Return the rows of other parts that an earlier run left."""
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    kept = table[~table["part"].isin(parts)].to_dict("records")
+    return [{name: value for name, value in row.items() if pd.notna(value)} for row in kept]
+
+
+def earlier_runs(path: Path) -> list[dict]:
+    return store.read_json(path)["results"]["runs"] if path.exists() else []
 
 
 def run_limited(command: list[str], environment: dict, log: Path, limit: float) -> str:
@@ -182,15 +196,16 @@ def main() -> None:
                 PARTS[name](bench)
             except Exception as error:  # the other parts still count
                 bench.add(name, {"case": name, "error": f"{type(error).__name__}: {error}"[:300]})
-    about = {
+    run = {
+        "parts": given.parts,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "seconds": {name: round(seconds, 1) for name, seconds in bench.spent.items()},
-        "uneven_batch": UNEVEN,
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
     }
     config = of_step(given.preset, bench.device)
-    store.write_record(given.out / "several_gpus.json", config, about)
+    path = given.out / "several_gpus.json"
+    store.write_record(path, config, {"runs": [*earlier_runs(path), run]})
     table = pd.read_csv(given.out / "several_gpus.csv")
     shown = markdown_table(report.rates(table)), markdown_table(report.checks(table))
     print(*shown, *report.sentences(table), sep="\n\n")

@@ -174,14 +174,23 @@ def sharded(job: Job) -> None:
     compare_answers(job)
     config, batch = of_step(job.preset, "sharded"), job.batches[0]
     bench = Bench(config)
-    engine.configure(bench.lm.model, config)
+    eager = config.replace(compiled=False)
+    sharded_step(job, bench, eager, batch)
+    bench.step(eager)
+    for size in (batch, UNEVEN):
+        job.save(f"batch of {size}.pt", reading(bench.loop, batch_of(bench.pool, size, 0)))
+    if config.compiled:
+        engine.configure(bench.lm.model, config)
+        sharded_step(job, bench, config, batch)
+
+
+def sharded_step(job: Job, bench: Bench, config: StudyConfig, batch: int) -> None:
     row = timed(bench.step(config), bench.pool, batch, job.steps)
     if torch.cuda.is_available():
         cards = range(torch.cuda.device_count())
         row["peak_GB"] = max(torch.cuda.max_memory_allocated(card) for card in cards) / 1e9
-    job.emit(case="training step, model sharded", gpus=job.gpus, batch=batch, **row)
-    for size in (batch, UNEVEN):
-        job.save(f"batch of {size}.pt", reading(bench.loop, batch_of(bench.pool, size, 0)))
+    case = "training step, model sharded" + (", compiled" if config.compiled else ", not compiled")
+    job.emit(case=case, gpus=job.gpus, batch=batch, **row)
 
 
 def compare_answers(job: Job) -> None:
@@ -240,7 +249,7 @@ def trained_to_the_end(config: StudyConfig, runs: Path) -> dict[str, torch.Tenso
 
 def kill(job: Job) -> None:
     """SIGKILL one of the processes after a checkpoint; run the same command again to the end."""
-    epochs = 40 if job.device != "cpu" else 4
+    epochs = 10 if job.device == "cuda" else 4
     changes = {"train_examples": 160, "epochs": epochs, "checkpoint_every": 10}
     config = SMALL.replace(device=job.device, processes=job.gpus, **changes)
     runs = job.folder / "killed"
@@ -256,7 +265,7 @@ def kill(job: Job) -> None:
         failed = launched.exception()
     assert failed is not None, "the launcher reported no failure"
     step = torch.load(checkpoint, weights_only=True)["progress"]["step"]
-    case = "SIGKILL of one process, until all are gone and the launcher has reported it"
+    case = "SIGKILL of one training process, until the others are gone"
     job.emit(case=case, gpus=job.gpus, seconds=gone, alive=len(alive), resumes_at=step)
     resumed = trained_to_the_end(config, runs)["loss"]
     whole = trained_to_the_end(config, job.folder / "whole")["loss"]

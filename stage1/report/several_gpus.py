@@ -125,7 +125,7 @@ def sharded(table: pd.DataFrame) -> str:
     found = table[(table["part"] == "sharded") & column(table, "examples_per_s").notna()]
     if found.empty:
         return ""
-    row = found.iloc[0]
+    row = found.iloc[-1]  # compiled, if it could be
     times = f", {row['times_one_gpu']:.2f} times one GPU's rate" if row["times_one_gpu"] > 0 else ""
     return (
         f"With the model's layers spread over {row['gpus']:.0f} GPUs (`device: sharded`), one "
@@ -153,10 +153,10 @@ def killed(table: pd.DataFrame) -> str:
     if found.empty:
         return ""
     row = found.iloc[0]
-    left = f"; {row['alive']:.0f} outlived it" if row["alive"] else ""
+    left = f" ({row['alive']:.0f} outlived it)" if row["alive"] else ""
     return (
-        f"After SIGKILL of one training process all are gone, and the launcher has reported it, "
-        f"within {row['seconds']:.1f} s{left}. The same command resumes at step "
+        f"After SIGKILL of one training process the others are gone within {row['seconds']:.1f} s"
+        f"{left}, and the launcher reports the failure. The same command resumes at step "
         f"{row['resumes_at']:.0f}."
     )
 
