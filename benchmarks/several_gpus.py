@@ -127,6 +127,14 @@ def earlier_runs(path: Path) -> list[dict]:
     return store.read_json(path)["results"]["runs"] if path.exists() else []
 
 
+def command() -> str:
+    """Return the command of this run, without the folder of its results."""
+    words = ["python", *sys.argv]
+    if "--out" in words:
+        del words[words.index("--out") : words.index("--out") + 2]
+    return shlex.join(words)
+
+
 def run_limited(command: list[str], environment: dict, log: Path, limit: float) -> str:
     """Run a command and all that it starts for `limit` seconds at most; return its error, or ""."""
     with log.open("w") as file:
@@ -200,7 +208,7 @@ def main() -> None:
         "parts": given.parts,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "seconds": {name: round(seconds, 1) for name, seconds in bench.spent.items()},
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command(),
         "date": datetime.date.today().isoformat(),
     }
     config = of_step(given.preset, bench.device)

@@ -50,6 +50,27 @@ def load(folder: Path = BENCHMARKS) -> tuple[pd.DataFrame, dict]:
     return table, store.read_json(folder / f"{NAME}.json")["results"]
 
 
+def summary(folder: Path = BENCHMARKS) -> list[str]:
+    """Return what was run in sentences, or that nothing was."""
+    try:
+        table, made = load(folder)
+    except store.RecordError:
+        return [
+            "Training on two or more GPUs has not been run, and neither has a model sharded over "
+            "them (`device: sharded`)."
+        ]
+    return [machine(made), *sentences(table)]
+
+
+def machine(made: dict) -> str:
+    """Say on what, when and by which commands the table was made."""
+    runs = made["runs"]
+    gpus, dates = runs[-1]["gpus"], sorted({run["date"] for run in runs})
+    on = f"{len(gpus)} x {gpus[0]}" if gpus else "a CPU, as a rehearsal"
+    commands = " and ".join(f"`{run['command']}`" for run in runs)
+    return f"Measured on {on}, {' and '.join(dates)} ({commands})."
+
+
 def column(table: pd.DataFrame, name: str) -> pd.Series:
     """Return a column; missing values where no row had one."""
     return table[name] if name in table else pd.Series(index=table.index, dtype=float)
@@ -58,11 +79,13 @@ def column(table: pd.DataFrame, name: str) -> pd.Series:
 def rates(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with a rate, rounded; empty cells where a reading does not apply."""
     kept = table[column(table, "times_one_gpu").notna()]
-    shown = kept[["case", "gpus"]].assign(batch=column(kept, "batch").astype("Int64").astype(str))
+    shown = kept[["case"]].copy()
+    for name in ("gpus", "batch"):
+        shown[name] = [f"{value:.0f}" for value in column(kept, name)]
     for name, decimals in RATES.items():
         if column(kept, name).notna().any():
             shown[name] = [f"{value:.{decimals}f}" for value in kept[name]]
-    return shown.replace({"nan": "", "<NA>": ""})
+    return shown.replace("nan", "")
 
 
 def checks(table: pd.DataFrame) -> pd.DataFrame:
