@@ -35,7 +35,8 @@ from pathlib import Path
 import common
 import pandas as pd
 import torch
-from several_gpus_worker import of_step, relative
+from several_gpus_jobs import relative
+from several_gpus_worker import of_step
 
 from stage1 import store
 from stage1.machine import gpus as machine
@@ -43,7 +44,9 @@ from stage1.machine import processes
 from stage1.report import several_gpus as report
 from stage1.scoring.tables import markdown_table
 
-WORKER = Path(__file__).with_name("several_gpus_worker.py")
+WORKER, STUDY = (
+    Path(__file__).with_name(f"several_gpus_{name}.py") for name in ("worker", "study")
+)
 OF_BFLOAT16 = {"loss": 1e-3, "gradient": 0.1}
 """Twice the step's relative error against float32, in `train_step_agreement.csv`."""
 OF_FLOAT32 = {"loss": 1e-5, "gradient": 1e-4, "parameters": 1e-4}
@@ -90,7 +93,8 @@ class Bench:
         given |= {"batches": [self.given.batch]} | options
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
         launcher = launcher if workers > 1 else []
-        command = [sys.executable, *launcher, str(WORKER), job, json.dumps(given)]
+        program = STUDY if job in ("adapters", "kill") else WORKER
+        command = [sys.executable, *launcher, str(program), job, json.dumps(given)]
         begin, environment = time.perf_counter(), self.environment(count, job == "adapters")
         error = run_limited(command, environment, folder / "log.txt", self.given.timeout)
         self.spent[folder.name] = time.perf_counter() - begin

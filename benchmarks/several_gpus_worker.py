@@ -3,73 +3,32 @@
     python -m torch.distributed.run --standalone --nproc-per-node=2 \\
         benchmarks/several_gpus_worker.py JOB OPTIONS
 
-OPTIONS are JSON: see `several_gpus.py`, which starts this.
+`several_gpus.py` starts this and gives the options.
 """
 
-import json
-import math
-import os
-import signal
 import statistics
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 from unittest import mock
 
 import common
 import pandas as pd
-import psutil
 import torch
 from accelerate.utils import gather_object
+from several_gpus_jobs import SMALL, Job, relative, run_job
 from train_step import Bench, batch_of, timed
 
-from stage1 import store
 from stage1.config import StudyConfig, load_preset
 from stage1.corpus.data import rows as data_rows
 from stage1.corpus.prompts import encode
 from stage1.machine import processes
 from stage1.model import engine, loading, sharding
 from stage1.model.greedy import greedy_ids
-from stage1.study import preparation, sweep
+from stage1.study import preparation
 from stage1.training.batches import examples_at
 from stage1.training.gradients import flat, vector_sum
 from stage1.training.loop import Loop, set_up, train
 from stage1.training.microbatches import gradients_at_parameters
 
 UNEVEN = 13  # examples of a last batch, which two processes cannot halve
-SMALL = load_preset("smoke").replace(
-    objective="option3_teacher_forced",
-    learning_rate=1.0e-3,
-    warmup_steps=0,
-    gradients_every=0,
-    selection_every=0,
-)
-
-
-class Job:
-    """One job's options, where its rows go and what it saves for a comparison."""
-
-    def __init__(self, options: dict):
-        self.folder = Path(options["folder"])
-        self.device: str = options["device"]
-        self.preset: str = options["preset"]
-        self.batches: list[int] = options["batches"]
-        self.steps: int = options["steps"]
-        self.adapters: int = options["adapters"]
-        self.gpus: int = options["gpus"]
-        """Processes of a training or of a pool, and devices of a sharded model."""
-
-    def emit(self, **row) -> None:
-        """Append a row."""
-        if processes.rank() == 0:
-            with (self.folder / "rows.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def save(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
-        if processes.rank() == 0:
-            torch.save({key: x.detach().cpu() for key, x in tensors.items()}, self.folder / name)
 
 
 def of_step(preset: str, device: str) -> StudyConfig:
@@ -211,88 +170,8 @@ def compare_answers(job: Job) -> None:
     job.emit(case=f"{of} answers that differ", difference=differ, tolerance=0.0)
 
 
-def relative(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """Return the norm of the difference over that of the expected."""
-    expected, found = expected.double(), found.double()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
-
-
-def adapters(job: Job) -> None:
-    """Train a grid in a pool with one process per GPU; half of the grid shares passes."""
-    base = load_preset("full" if torch.cuda.is_available() else "smoke").replace(
-        device=job.device, gradients_every=0, selection_every=0, warmup_steps=200, epochs=1
-    )
-    if torch.cuda.is_available():
-        base = base.replace(train_examples=9_600, selection_examples=200)
-    configs = [
-        base.replace(objective="answer_ce", learning_rate=1.0e-3, seed=seed)
-        for seed in range(job.adapters)
-    ]
-    table, size = job.folder / "trials.csv", math.ceil(job.adapters / 2)
-    begin = time.perf_counter()
-    sweep.sweep("trials", configs, table, job.gpus, size)
-    seconds = time.perf_counter() - begin
-    training = pd.read_csv(table)["seconds"].sum() / job.gpus
-    rates = {"per_minute": 60 * len(configs) / seconds}
-    rates["per_minute_training"] = 60 * len(configs) / training
-    case = f"{job.adapters} adapters, {size} in a pass"
-    job.emit(case=case, gpus=job.gpus, seconds=seconds, **rates)
-
-
-def trained_to_the_end(config: StudyConfig, runs: Path) -> dict[str, torch.Tensor]:
-    os.environ["STAGE1_RUNS"] = str(runs)
-    processes.launch(config)
-    folder = store.adapter_folder(config)
-    curve = store.read_table(folder / "curve.parquet")
-    return {"loss": torch.tensor(curve["loss"].to_numpy())}
-
-
-def kill(job: Job) -> None:
-    """SIGKILL one of the processes after a checkpoint; run the same command again to the end."""
-    epochs = 10 if job.device == "cuda" else 4
-    changes = {"train_examples": 160, "epochs": epochs, "checkpoint_every": 10}
-    config = SMALL.replace(device=job.device, processes=job.gpus, **changes)
-    runs = job.folder / "killed"
-    os.environ["STAGE1_RUNS"] = str(runs)
-    with ThreadPoolExecutor(1) as thread:
-        launched = thread.submit(processes.launch, config)
-        checkpoint = store.adapter_folder(config) / "checkpoint.pt"
-        workers = wait_for_workers(checkpoint, launched)
-        begin = time.perf_counter()
-        workers[-1].send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(workers, timeout=60)
-        gone = time.perf_counter() - begin
-        failed = launched.exception()
-    assert failed is not None, "the launcher reported no failure"
-    step = torch.load(checkpoint, weights_only=True)["progress"]["step"]
-    case = "SIGKILL of one training process, until the others are gone"
-    job.emit(case=case, gpus=job.gpus, seconds=gone, alive=len(alive), resumes_at=step)
-    resumed = trained_to_the_end(config, runs)["loss"]
-    whole = trained_to_the_end(config, job.folder / "whole")["loss"]
-    assert len(resumed) == len(whole), f"{len(resumed)} steps, expected {len(whole)}"
-    case = "resumed after SIGKILL: loss of every step"
-    job.emit(case=case, gpus=job.gpus, difference=relative(whole, resumed), tolerance=1e-3)
-
-
-def wait_for_workers(checkpoint: Path, launched) -> list[psutil.Process]:
-    """Return the training processes, by rank, once there is a checkpoint."""
-    while not checkpoint.exists():
-        assert not launched.done(), f"no checkpoint: {launched.exception()}"
-        time.sleep(0.01)
-    found = {}
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # a child that has just ended
-            if rank := child.environ().get("RANK"):
-                found[rank] = child
-    return [found[rank] for rank in sorted(found)]
-
-
-JOBS = {job.__name__: job for job in (training_step, small_training, sharded, adapters, kill)}
-
-
 def main() -> None:
-    processes.end_with_parents()
-    JOBS[sys.argv[1]](Job(json.loads(sys.argv[2])))
+    run_job([training_step, small_training, sharded])
 
 
 if __name__ == "__main__":
