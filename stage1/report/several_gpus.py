@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from stage1 import store
-from stage1.store import shipped
+from stage1.config import shipped
 
 BENCHMARKS = shipped("benchmarks", "benchmarks/results")
 NAME = "several_gpus"
