@@ -155,7 +155,8 @@ class PreallocatedLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         assert self.keys is not None and self.values is not None
         self.is_initialized = False
-        self.update(self.keys[indices], self.values[indices])
+        own = indices.to(self.keys.device)  # layers may be spread over devices
+        self.update(self.keys[own], self.values[own])
 
 
 class DecodeState:

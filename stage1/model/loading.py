@@ -19,7 +19,7 @@ from stage1 import store
 from stage1.config import StudyConfig
 from stage1.corpus import prompts
 from stage1.machine import processes
-from stage1.model import engine
+from stage1.model import engine, sharding
 from stage1.model.language_model import FrozenLM
 
 SHIPPED = store.ASSETS / "almanac-lm"
@@ -100,6 +100,8 @@ def load(config: StudyConfig) -> FrozenLM:
     ends = end_tokens(model, tokenizer, config)
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends)
     model.requires_grad_(False).eval()
+    if config.device == "sharded":
+        sharding.spread(model, sharding.devices())
     engine.configure(model, config)
     return FrozenLM(model, tokenizer, config.language_model, config.recomputed)
 
@@ -134,10 +136,12 @@ def read_weights(config: StudyConfig, device: torch.device) -> Loaded:
         raise unreadable(config, error) from error
     check_ends(tokenizer, config)  # before the weights, which take longer
     try:
+        is_sharded = config.device == "sharded"
+        over = sharding.device_map(source, sharding.devices()) if is_sharded else {"": device}
         model = AutoModelForCausalLM.from_pretrained(
             source,
             use_safetensors=True,
-            device_map="auto" if config.device == "sharded" else {"": device},
+            device_map=over,
             **model_options(config),
         )
     except (OSError, ValueError, SafetensorError) as error:

@@ -110,10 +110,12 @@ def block_mask(starts: Int[Tensor, "1 T"]) -> BlockMask:
     def reads(batch, head, query, key):
         return (key <= query) & (key >= starts[0, query])
 
-    return BlockMask.from_kv_blocks(
+    mask = BlockMask.from_kv_blocks(
         (tile - first + 1)[None, None],
         read[None, None],
         BLOCK_SIZE=BLOCK,
         mask_mod=reads,
         seq_lengths=(length, length),
     )
+    mask.starts = starts  # type: ignore[attr-defined]  # to make it again on another device
+    return mask

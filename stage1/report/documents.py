@@ -22,12 +22,15 @@ from stage1.report import (
     fault_results,
     fault_takeaways,
     results,
+    several_gpus,
 )
 from stage1.report.controls import Controls
 from stage1.scoring.intervals import Interval
 from stage1.scoring.tables import markdown_table
 
-PAGES = ("README.md", "docs/analysis.md", "docs/original.md")
+PAGES = (
+    "README.md", "docs/analysis.md", "docs/original.md", "docs/clusters.md", "docs/benchmarks.md",
+)  # fmt: skip
 BLOCK = re.compile(r"(<!-- records: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = 110
 BLOCKS: dict[str, Callable[[Controls], str]] = {}
@@ -198,6 +201,21 @@ def ladder(_: Controls) -> str:
         return markdown_table(fault_results.ladder_table())
     except store.RecordError as error:
         return paragraphs([f"Not measured yet: {error}."])
+
+
+@block
+def several_gpus_summary(_: Controls) -> str:
+    return paragraphs(several_gpus.summary())
+
+
+@block
+def several_gpus_tables(_: Controls) -> str:
+    try:
+        table, made = several_gpus.load()
+    except store.RecordError:
+        return "Not measured yet."
+    tables = map(markdown_table, (several_gpus.rates(table), several_gpus.checks(table)))
+    return "\n\n".join([paragraphs([several_gpus.machine(made)]), *tables])
 
 
 def written(text: str, c: Controls) -> str:

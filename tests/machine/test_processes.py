@@ -161,10 +161,15 @@ def test_two_processes_give_the_results_of_one(one_process, two_processes, objec
 # ---------------------------------------------------------------- resuming
 
 
-def kill_after_checkpoint(config: StudyConfig) -> list[psutil.Process]:
-    """Launch the training, kill the caller after the first checkpoint; return its descendants."""
+def kill_after_checkpoint(
+    config: StudyConfig, victim: str
+) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """Launch the training and kill the caller or a worker after the first checkpoint.
+
+    Returns the caller and its descendants.
+    """
     command = [sys.executable, "-c", LAUNCH, json.dumps(config.to_dict())]
-    caller = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    caller = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     checkpoint = store.adapter_folder(config) / "checkpoint.pt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists():
@@ -172,19 +177,33 @@ def kill_after_checkpoint(config: StudyConfig) -> list[psutil.Process]:
         assert time.monotonic() < deadline, "no checkpoint within 120 s"
         time.sleep(0.02)
     descendants = psutil.Process(caller.pid).children(recursive=True)
-    os.kill(caller.pid, signal.SIGKILL)
-    caller.wait()
-    return descendants
+    workers = {child.environ().get("RANK"): child.pid for child in descendants}
+    os.kill({"caller": caller.pid, "worker": workers["1"]}[victim], signal.SIGKILL)
+    return caller, descendants
+
+
+def assert_all_end(descendants: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(descendants, timeout=30)
+    assert descendants and not alive, "processes outlived the killed one and would hold its GPUs"
 
 
 @pytest.mark.slow
-def test_a_distributed_training_killed_midway_resumes_and_ends_the_same(
+def test_a_training_ends_with_its_caller(monkeypatch, tmp_path):
+    monkeypatch.setenv("STAGE1_RUNS", str(tmp_path))
+    caller, descendants = kill_after_checkpoint(LONG, "caller")
+    assert_all_end(descendants)
+    assert caller.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_training_of_which_one_process_is_killed_ends_resumes_and_gives_the_same(
     prepared, two_processes, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("STAGE1_RUNS", str(tmp_path))
-    descendants = kill_after_checkpoint(LONG)
-    _, alive = psutil.wait_procs(descendants, timeout=30)
-    assert descendants and not alive, "processes outlived the caller and would hold its GPUs"
+    caller, descendants = kill_after_checkpoint(LONG, "worker")
+    assert_all_end(descendants)
+    _, reported = caller.communicate(timeout=30)
+    assert caller.returncode == 1 and "CalledProcessError" in reported
     folder = store.adapter_folder(LONG)
     assert not (folder / "record.json").exists()
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)

@@ -51,7 +51,7 @@ def benchmark(name: str, **options) -> pd.DataFrame:
 @pytest.mark.parametrize("page", documents.PAGES)
 def test_the_blocks_of_a_page_are_those_the_records_give(page):
     text = (ROOT / page).read_text()
-    assert len(documents.BLOCK.findall(text)) >= 2
+    assert documents.BLOCK.findall(text)
     assert documents.written(text, documents.load()) == text, "python -m stage1.report.documents"
 
 
