@@ -1,13 +1,19 @@
-"""What the benchmarks share: their options, a clock and peak memory."""
+"""What the benchmarks share: their options, provenance, a clock and peak memory."""
 
 import argparse
+import os
 import resource
+import shlex
+import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from stage1 import store
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,6 +31,14 @@ def parser(doc: str, out: str, **defaults) -> argparse.ArgumentParser:
         else:
             made.add_argument(option, type=kind, default=value, help="default: %(default)s")
     return made
+
+
+def write_provenance(out: Path) -> None:
+    """Write command, date, machine, versions and commit to the JSON file beside `out`."""
+    command = shlex.join(["python", *sys.argv])
+    date = datetime.now(UTC).isoformat(timespec="minutes")
+    about = {"command": command, "date": date, "cores": os.cpu_count()}
+    store.write_json(out.with_suffix(".json"), about | {"provenance": store.provenance()})
 
 
 def clock(device: torch.device) -> float:
