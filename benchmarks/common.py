@@ -1,6 +1,7 @@
 """What the benchmarks share: their options, provenance, a clock and peak memory."""
 
 import argparse
+import gc
 import os
 import resource
 import shlex
@@ -105,8 +106,8 @@ class Rows:
             except Exception as error:  # the other rows are still worth having
                 row = {"note": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
                 traceback.print_exc()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            gc.collect()
+            torch.cuda.empty_cache()
         self.rows.append(about | row)
         store.traced(self.table).to_csv(self.out, index=False, float_format="%.5g")
         print(self.rows[-1], flush=True)
