@@ -170,7 +170,6 @@ def stages(state: State, given: Namespace, folder: str) -> dict[str, Callable[[]
     def decoded() -> torch.Tensor:
         return adapters.decode(state.adapter, state.study.codebook)
 
-    objective = state.config.objective
     return {
         "load": lambda: once(state, lambda: load(state), "process"),
         "PCA": lambda: once(state, partial(fit, state, give_spectrum(state, given))),
@@ -179,8 +178,8 @@ def stages(state: State, given: Namespace, folder: str) -> dict[str, Callable[[]
         "answers, embeddings": lambda: answer(state, "embeddings", lambda: state.table),
         "checksum": lambda: once(state, state.lm.checksum),
         "warm-up": lambda: warm(state),
-        f"training, {objective}": lambda: learn(state),
-        "answers, adapter": lambda: answer(state, objective, decoded),
+        "training": lambda: learn(state),
+        "answers, adapter": lambda: answer(state, "adapter", decoded),
         "record": lambda: once(state, lambda: record(state, folder)),
     }
 
@@ -197,8 +196,8 @@ def main() -> None:
     options = {"preset": "llama31_8b"} | sizes
     given = common.parser(__doc__, "recipe_at_shape.csv", **options).parse_args()
     config = load_preset(given.preset).replace(
-        shape_only=True, warmup_steps=given.warmup_steps, epochs=1, learning_rate=1.0e-3,
-        selection_every=0, gradients_every=0, checkpoint_every=0,
+        shape_only=True, objective="option3_teacher_forced", learning_rate=1.0e-3, epochs=1,
+        warmup_steps=given.warmup_steps, selection_every=0, gradients_every=0, checkpoint_every=0,
     )  # fmt: skip
     table = common.Rows(given.out, given.budget, per_unit)
     with tempfile.TemporaryDirectory() as folder:
