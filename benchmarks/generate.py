@@ -17,11 +17,8 @@ difference in nats between their tokens in a plain pass over the prompt alone.
 
 import math
 import random
-import shlex
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple
 
@@ -29,7 +26,6 @@ import common
 import pandas as pd
 import torch
 
-from stage1 import store
 from stage1.config import StudyConfig, load_preset
 from stage1.corpus import data
 from stage1.corpus.prompts import encode
@@ -166,9 +162,7 @@ def main() -> None:
         prompts = read_prompts(given.data, given.questions, lm, config)
     else:
         prompts = squad_like(given.questions, len(lm.embedding_table))
-    date = datetime.now(UTC).isoformat(timespec="minutes")
-    origin = {"command": shlex.join(sys.argv), "date": date, "provenance": store.provenance()}
-    store.write_json(given.out.with_suffix(".json"), origin)
+    common.write_provenance(given.out)
     measured = []
     for row in measure(lm, prompts, given):
         measured.append(row)

@@ -3,13 +3,13 @@
     python benchmarks/option1.py                 # Llama-3.1-8B's shape, on a GPU
     python benchmarks/option1.py --vocabulary 4096 --width 256 --compressed 32 --prompts 640   # CPU
 
-There is no language model: its table is random bfloat16 in clusters, with a decaying spectrum and
-rows of norm 0.55; its prompts are Zipf tokens (the exponent fits SQuAD: about 2,800 distinct ones
-in a batch of 11,500). Both paths use the project's training loop with the same adapter, seed,
-schedule and batch size, after an untimed warm-up; fvu is exact, over all training tokens, in
-float32. `times_per_prompt` and `fvu_difference` (relative) compare with the per-prompt path at the
-same precision, `times_per_prompt_float32` with that path in float32. Peak memory is the GPU's, or
-that of the process so far.
+There is no language model: its table is random bfloat16 in clusters, with the spectrum that
+`benchmarks/vocabulary.py` fitted and rows of norm 0.55; its prompts are Zipf tokens (the exponent
+fits SQuAD: about 2,800 distinct ones in a batch of 11,500). Both paths use the project's training
+loop with the same adapter, seed, schedule and batch size, after an untimed warm-up; fvu is exact,
+over all training tokens, in float32. `times_per_prompt` and `fvu_difference` (relative) compare
+with the per-prompt path at the same precision, `times_per_prompt_float32` with that path in
+float32. Peak memory is the GPU's, or that of the process so far.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import common
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int, Int64
-from torch import Tensor, nn
-from torch.nn.functional import embedding
+from jaxtyping import Int64
+from torch import nn
+from vocabulary import Vocabulary, random_prompts, random_table
 
 from stage1 import adapter as adapters
 from stage1 import compress, store
@@ -52,21 +52,6 @@ COLUMNS = [
 ROWS = 8_192  # of the table at a time, for fvu
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What reconstruction reads of a language model."""
-
-    embedding_table: Float[Tensor, "V D"]
-    pad_token: int = 0
-
-    @property
-    def device(self) -> torch.device:
-        return self.embedding_table.device
-
-    def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        return embedding(ids, self.embedding_table)
-
-
 def per_prompt(adapter: nn.Module, batch: ExampleBatch, context: ObjectiveContext) -> Terms:
     """Option 1 on padded prompts: embed, compress and rebuild every token; mask the padding."""
     no_answers = [[]] * len(batch)
@@ -83,32 +68,6 @@ PATHS = {
     "from counts": ("option1_reconstruction", None),
     "per prompt": ("answer_ce", per_prompt),
 }
-
-
-def random_table(vocabulary: int, width: int, compressed: int) -> Float[Tensor, "V D"]:
-    """Draw bfloat16 rows of norm 0.55 in 4K clusters.
-
-    A linear map to K dimensions cannot separate so many, so an adapter has something to learn.
-    """
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(4 * compressed, width, generator=generator)
-    table = torch.randn(vocabulary, width, generator=generator).mul_(0.3**0.5)
-    clusters = torch.randint(len(centres), (vocabulary,), generator=generator)
-    table.add_(centres[clusters], alpha=0.7**0.5)
-    spectrum = torch.arange(1, width + 1) ** -0.35
-    return table.mul_(0.55 * spectrum / spectrum.norm()).bfloat16()
-
-
-def random_prompts(vocabulary: int, prompts: int) -> Encoded:
-    """Draw prompts of 100 to 256 Zipf tokens from a quarter of the vocabulary."""
-    rng = np.random.default_rng(0)
-    ids = rng.permutation(vocabulary)[: vocabulary // 4]
-    shares = 1 / (np.arange(1, len(ids) + 1) + 2.7) ** 1.2
-    lengths = rng.integers(100, 257, prompts)
-    tokens = rng.choice(ids, lengths.sum(), p=shares / shares.sum())
-    rows = [part.tolist() for part in np.split(tokens, lengths.cumsum()[:-1])]
-    names = [str(i) for i in range(prompts)]
-    return Encoded(names, names, [[""]] * prompts, rows, [[0]] * prompts, shortened=0, dropped=0)
 
 
 @dataclass(frozen=True)
@@ -138,14 +97,14 @@ class Problem:
 
 def prepare(given: argparse.Namespace, config: StudyConfig) -> tuple[Problem, dict]:
     """Return table and prompts on the device with their PCA, and the PCA's row of the results."""
-    table = random_table(given.vocabulary, given.width, given.compressed)
-    table = table.to(choose_device(given.device))
     encoded = random_prompts(given.vocabulary, given.prompts)
     counts = token_counts(encoded.prompts, given.vocabulary)
-    arguments = table, torch.from_numpy(counts), given.compressed
+    on_device = torch.from_numpy(counts).to(choose_device(given.device))
+    table = random_table(on_device, given.width, given.compressed)
+    arguments = table, on_device, given.compressed
     compress.fit_pca(*arguments)  # warm-up
     pca, measured = common.timed(table.device, compress.fit_pca, *arguments)
-    spread = compress.variance(table, torch.from_numpy(counts))
+    spread = compress.variance(table, on_device)
     context = ObjectiveContext(Vocabulary(table), pca.compress(table), config, spread)
     problem = Problem(context, pca, encoded, counts)
     row = {"path": f"PCA, {table.device.type}", "precision": "float64", "tokens": counts.sum()}

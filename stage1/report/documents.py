@@ -14,6 +14,7 @@ import pandas as pd
 from stage1 import store
 from stage1.config import load_preset
 from stage1.report import (
+    at_shape,
     claims,
     controls,
     decision,
@@ -29,7 +30,8 @@ from stage1.scoring.intervals import Interval
 from stage1.scoring.tables import markdown_table
 
 PAGES = (
-    "README.md", "docs/analysis.md", "docs/original.md", "docs/clusters.md", "docs/benchmarks.md",
+    "README.md", "docs/analysis.md", "docs/original.md", "docs/clusters.md", "docs/llama.md",
+    "docs/benchmarks.md",
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- records: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = 110
@@ -195,10 +197,10 @@ def faults(_: Controls) -> str:
     return paragraphs(fault_takeaways.sentences())
 
 
-@block
-def ladder(_: Controls) -> str:
+def or_command(make: Callable[[], str]) -> str:
+    """Return what `make` returns, or the command that makes a missing table."""
     try:
-        return markdown_table(fault_results.ladder_table())
+        return make()
     except store.RecordError as error:
         return paragraphs([f"Not measured yet: {error}."])
 
@@ -216,6 +218,31 @@ def several_gpus_tables(_: Controls) -> str:
         return "Not measured yet."
     tables = map(markdown_table, (several_gpus.rates(table), several_gpus.checks(table)))
     return "\n\n".join([paragraphs([several_gpus.machine(made)]), *tables])
+
+
+@block
+def ladder(_: Controls) -> str:
+    return or_command(lambda: markdown_table(fault_results.ladder_table()))
+
+
+@block
+def cost_of_experiment(_: Controls) -> str:
+    return or_command(at_shape.cost)
+
+
+@block
+def cost_of_stages(_: Controls) -> str:
+    return or_command(at_shape.stage_table)
+
+
+@block
+def warmup_at_shape(_: Controls) -> str:
+    return or_command(at_shape.warmup)
+
+
+@block
+def peers(_: Controls) -> str:
+    return or_command(at_shape.peers)
 
 
 def written(text: str, c: Controls) -> str:

@@ -22,6 +22,7 @@ from stage1.adapter import CHUNK
 from stage1.baselines import Adapter
 from stage1.config import StudyConfig
 from stage1.loss_parts import ObjectiveContext
+from stage1.model import engine
 from stage1.training.microbatches import TrainingError
 from stage1.training.stacked import Captured, StackedAdapters
 
@@ -75,9 +76,11 @@ def warm_up(
     prepare_batch, take_step = step_functions(stack, context, weights)
     every, bar = max(1, steps // READINGS), {"desc": "warm-up", "initial": done, "total": steps}
     hidden = {} if show else {"disable": True}  # else as TQDM_DISABLE says
+    uses_tf32 = on_gpu and config.dtype == "bfloat16"  # the table itself has fewer bits
     for step in tqdm(range(done, steps), file=sys.stdout, **hidden, **bar):
         prepare_batch(step)
-        fvu = take_step()
+        with engine.tf32(uses_tf32):
+            fvu = take_step()
         stack.schedule.step()
         if step % every == 0 or step + 1 == steps:
             readings.append((step, fvu.tolist()))
