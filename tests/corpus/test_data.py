@@ -183,7 +183,8 @@ def test_the_chosen_examples_are_spread_over_the_articles(squad_file):
 def test_too_many_examples_are_refused_by_the_name_of_the_field(squad_file, split, available):
     field = f"{split}_examples"
     assert len(load_split(config(squad_file, **{field: available}), split)) == available
-    with pytest.raises(ValueError, match=f"{field}={available + 1}: expected at most {available}"):
+    message = f"{field}={available + 1}: expected at most {available}; by article the source has "
+    with pytest.raises(ValueError, match=f"{message}40 train, 4 selection, 4 test"):
         load_split(config(squad_file, **{field: available + 1}), split)
 
 

@@ -52,6 +52,18 @@ def test_each_figure_of_the_report_names_its_record_and_command():
         assert len(paths) >= 2 and all((store.ROOT / path).is_file() for path in paths), paths
 
 
+@each
+def test_each_figure_names_its_record_and_command_below_its_caption(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for cell, below in zip(cells, cells[1:], strict=False):
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            caption, line = below.source.split("\n\n")[:2]
+            assert below.cell_type == "markdown" and caption and line.startswith("Record: "), line
+            assert re.search(r"`(make|papermill|python -m stage1)[^`]+`", line), line
+            named = re.findall(r"`((?:records|figures|stage1)/[\w./-]+)`", line)
+            assert all((store.ROOT / name).is_file() for name in named), named
+
+
 PROGRESS = "\r  0%|          | 0/4\r 50%|#####     | 2/4"
 PLANTED = {
     "cells tagged `parameters`": lambda cells: cells[0].metadata.clear(),
