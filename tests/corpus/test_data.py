@@ -254,7 +254,7 @@ def test_the_splits_of_a_jsonl_file_share_no_passage(tmp_path):
         ({"context": CONTEXT, "question": "Who?"}, "has context, question; expected"),
         ({"context": CONTEXT, "question": "Who?", "answers": {"gold": 3}}, "expected context"),
         ({"context": CONTEXT, "question": "Who?", "answer": 3}, "has context, question, answer;"),
-        ({"context": CONTEXT, "question": "Who?", "answer": "Bob"}, "'Bob' is not in its context"),
+        ({"context": CONTEXT, "question": "Who?", "answer": "Bob"}, "'Bob' is not in its context$"),
         ({"context": CONTEXT, "question": "Who?", "answers": []}, "question '2' has no answer"),
         (
             {"context": CONTEXT, "question": "Who?", "answers": FULL | {"answer_start": [13]}},
@@ -267,6 +267,13 @@ def test_an_item_that_is_no_question_is_named_with_what_was_found(tmp_path, item
     good = {"context": CONTEXT, "question": "Who?", "answer": "Usk"}
     path = write_rows(tmp_path / "rows.jsonl", [good, item])
     with pytest.raises(ValueError, match=rf"rows\.jsonl.*{found}"):
+        read_squad_json(path)
+
+
+def test_a_nested_file_without_a_key_is_told_which(tmp_path):
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": []}, {"paragraphs": [{}]}]}))
+    with pytest.raises(ValueError, match=r"not in SQuAD v1\.1 form: no 'qas' in it$"):
         read_squad_json(path)
 
 

@@ -1,6 +1,7 @@
 """The committed notebooks: their form, and parameters that stop them before any work."""
 
 import re
+from itertools import pairwise
 
 import nbformat
 import papermill
@@ -55,7 +56,7 @@ def test_each_figure_of_the_report_names_its_record_and_command():
 @each
 def test_each_figure_names_its_record_and_command_below_its_caption(path):
     cells = nbformat.read(path, as_version=4).cells
-    for cell, below in zip(cells, cells[1:], strict=False):
+    for cell, below in pairwise(cells):
         if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
             caption, line = below.source.split("\n\n")[:2]
             assert below.cell_type == "markdown" and caption and line.startswith("Record: "), line
