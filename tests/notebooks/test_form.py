@@ -41,6 +41,17 @@ def test_has_short_cells_without_definitions(path):
         assert len(cell.source.splitlines()) <= 25, cell.source
 
 
+LOADS = re.compile(r"(study\.prepare|model\.load|reader\.make)\(")
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if name < "05"])
+def test_a_notebook_that_loads_a_model_checks_it_first(name):
+    sources = [cell.source for cell in code_cells(PATHS[name])]
+    loads = next(i for i, source in enumerate(sources) if LOADS.search(source))
+    checks = next(i for i, source in enumerate(sources) if "check.preflight(" in source)
+    assert checks <= loads + 1
+
+
 def test_each_figure_of_the_report_names_its_record_and_command():
     cells = nbformat.read(PATHS["05_report"], as_version=4).cells
     figures = [i for i, cell in enumerate(cells) if "report_plots.save(" in cell.source]
