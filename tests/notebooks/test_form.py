@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -50,6 +51,22 @@ def test_a_notebook_that_loads_a_model_checks_it_first(name):
     loads = next(i for i, source in enumerate(sources) if LOADS.search(source))
     checks = next(i for i, source in enumerate(sources) if "check.preflight(" in source)
     assert checks <= loads + 1
+
+
+@pytest.mark.parametrize(
+    "context, question, reads, expected",
+    [("A.", "B?", False, ("A.", "B?")), (None, "B?", True, ("C.", "B?"))],
+)
+def test_a_question_of_ones_own_needs_the_data_only_without_a_passage(
+    context, question, reads, expected
+):
+    sources = [cell.source for cell in code_cells(PATHS["00_explore"])]
+    (source,) = (source for source in sources if "first_question(" in source)
+    reader = SimpleNamespace(first_question=lambda config: ("C.", "D?", [])) if reads else None
+    names = {"context": context, "question": question, "config": None, "reader": reader}
+    names["Markdown"] = str
+    exec(source, names)
+    assert (names["context"], names["question"]) == expected
 
 
 def test_each_figure_of_the_report_names_its_record_and_command():
