@@ -14,6 +14,7 @@ from stage1.corpus.prompts import encode
 from stage1.evaluation.conditions import evaluate, without_context
 from stage1.model.language_model import FrozenLM
 from stage1.names import CONDITIONS, OBJECTIVES
+from stage1.scoring.criteria import LEAST_GAIN
 from stage1.scoring.intervals import mean_interval
 from stage1.scoring.squad import f1
 from stage1.study import cost
@@ -23,9 +24,8 @@ from stage1.training.memory import SAFE
 
 QUESTIONS = 50
 """Questions that ceiling and floor are measured on."""
-LEAST_GAIN, CLEAR_GAIN = 5.0, 20.0
-"""F1 points that the passage must be worth: below the first the model cannot do the task; below the
-second, objectives will be hard to tell apart."""
+CLEAR_GAIN = 20.0
+"""F1 points that the passage must be worth, or objectives will be hard to tell apart."""
 FEW = 0.05
 """Share of prompts, answers or tokens that may be cut or lost without a warning."""
 

@@ -50,10 +50,11 @@ def split_table(config: StudyConfig, split: str) -> pa.Table:
     require(split in SPLITS, "split", split, f"one of {', '.join(SPLITS)}")
     if config.data == "almanac":
         return almanac_table(config, split)
-    examples = split_by_article(read_sources(config), config.data_seed)[split]
-    field, total = f"{split}_examples", len(examples)
-    size = getattr(config, field)
-    require(size <= total, field, size, f"at most {total}, all that the source has")
+    splits = split_by_article(read_sources(config), config.data_seed)
+    examples, field = splits[split], f"{split}_examples"
+    size, total = getattr(config, field), len(examples)
+    held = ", ".join(f"{len(splits[name])} {name}" for name in SPLITS)
+    require(size <= total, field, size, f"at most {total}; by article the source has {held}")
     order = random.Random(f"examples {config.data_seed}").sample(range(total), total)
     examples = examples.take(pa.array(order[:size], pa.int64()))
     for example in examples.to_pylist():

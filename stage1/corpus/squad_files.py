@@ -51,7 +51,8 @@ def read_squad_json(path: Path, field: str = "data") -> pa.Table:
         try:
             rows = list(flat_rows(document["data"]))
         except (KeyError, TypeError) as error:
-            reason = f"{type(error).__name__} {error}"
+            is_missing = isinstance(error, KeyError)
+            reason = f"no {error} in it" if is_missing else f"{type(error).__name__} {error}"
             raise ValueError(f"{path}: not in SQuAD v1.1 form: {reason}") from error
     for row in rows:
         check_answers(row, str(path))
@@ -137,4 +138,5 @@ def check_answers(row: Mapping, source: str) -> None:
         if not isinstance(text, str) or not isinstance(start, int):
             raise ValueError(f"{question}: answer {text!r} at {start!r}; expected text and offset")
         if row["context"][start : start + len(text)] != text:
-            raise ValueError(f"{question}: answer {text!r} is not in its context at {start}")
+            place = f" at {start}" if start >= 0 else ""  # -1: it was searched for
+            raise ValueError(f"{question}: answer {text!r} is not in its context{place}")

@@ -1,5 +1,6 @@
 """Load a frozen language model: from the package, a folder, the hub, or by its shape alone."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -128,8 +129,8 @@ def model_options(config: StudyConfig) -> dict:
 def read_weights(config: StudyConfig, device: torch.device) -> Loaded:
     """Load model and tokenizer from the package, a folder or the hub, straight onto the device."""
     source = resolve(config.language_model)
-    if config.language_model in IN_PACKAGE:
-        logging.disable_progress_bar()  # it loads at once
+    if config.language_model in IN_PACKAGE or not sys.stderr.isatty():
+        logging.disable_progress_bar()  # it loads at once, or a page would keep the bar at 0 %
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -208,6 +208,11 @@ def of_run(record: dict) -> str:
     f1 = {row["condition"]: row["f1"] for row in record["table"]}
     top, *others = record["leaders"]
     floor = max(f1[name] for name in FLOORS)
+    if f1["embeddings"] - floor < criteria.LEAST_GAIN:
+        return (
+            "This run names no winner: from the original embeddings the model reaches F1 "
+            f"{f1['embeddings']:.1f}, and {floor:.1f} without the passage. That orders nothing."
+        )
     if f1[top] <= floor:
         return (
             f"This run names no winner: no objective rises above F1 {floor:.1f}, which the model "
@@ -216,9 +221,10 @@ def of_run(record: dict) -> str:
     if not others:
         return f"The best objective of this run is `{top}`, F1 {f1[top]:.1f}: {record['verdict']}."
     if record["seeds"] == 1:
+        tied = [f"`{name}`" for name in record["leaders"] if f"{f1[name]:.1f}" == f"{f1[top]:.1f}"]
         return (
             "This run names no winner: it has one seed, so a difference between objectives may be "
-            f"one between seeds. The highest F1, {f1[top]:.1f}, is that of `{top}`."
+            f"one between seeds. The highest F1, {f1[top]:.1f}, is that of {' and '.join(tied)}."
         )
     named = ", ".join(f"`{name}` ({f1[name]:.1f})" for name in others)
     return (

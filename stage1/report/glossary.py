@@ -1,5 +1,6 @@
 """What every page takes for granted: the pipeline as a picture, its letters and its names."""
 
+import re
 from itertools import pairwise
 
 import pandas as pd
@@ -80,4 +81,5 @@ def tables() -> list[pd.DataFrame]:
 
 def shown() -> HTML:
     """Return the tables one below the other."""
-    return HTML("\n".join(table.to_html(index=False, border=0) for table in tables()))
+    html = "\n".join(table.to_html(index=False, border=0) for table in tables())
+    return HTML(re.sub(r"`([^`]+)`", r"<code>\1</code>", html))

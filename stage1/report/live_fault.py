@@ -7,7 +7,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from stage1 import gallery, store, study
+from stage1 import check, gallery, store, study
 from stage1.config import StudyConfig
 from stage1.report import plots
 from stage1.report.fault_records import SYMPTOMS
@@ -22,12 +22,16 @@ class LiveFault:
     """Two runs of a config, without faults and with some; without any fault, nothing is trained."""
 
     def __init__(self, config: StudyConfig, faults: str):
-        """Train and test both runs now, unless they are among the committed ones."""
+        """Train and test both runs now, unless they are among the committed ones.
+
+        Raises PreflightError for a language model that cannot do the task even without the faults.
+        """
         self.faulty = config.replace(faults=faults)
         self.records: tuple[Path, ...] = ()
         if self.faulty.faults != gallery.NONE:
-            both = (config, self.faulty)
-            self.records = tuple(study.obtain(study.prepare(one)) for one in both)
+            sound = study.prepare(config)
+            check.preflight(sound, timing=False)
+            self.records = tuple(map(study.obtain, (sound, study.prepare(self.faulty))))
 
     def side_by_side(self) -> Styler | Markdown:
         """Return what the two records measured, one column each."""

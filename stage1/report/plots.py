@@ -187,7 +187,6 @@ def training(curve: pd.DataFrame, selection: pd.DataFrame, objective: str) -> Fi
         label = f"{term} ({unit})"
         left.semilogy(curve["step"], curve[term], line, color=own, linewidth=1, label=label)
     left.set(title="Terms of the loss, unweighted", xlabel="step", ylabel="value (lower is better)")
-    left.legend()
     middle.semilogy(curve["step"], curve["gradient_norm"], color=own, linewidth=1)
     middle.set(title="Gradient norm before clipping", xlabel="step")
     middle.set(ylabel="norm over all parameters")
@@ -195,9 +194,9 @@ def training(curve: pd.DataFrame, selection: pd.DataFrame, objective: str) -> Fi
         steps, first = selection["step"], 100 * selection["right_first"]
         right.plot(steps, selection["f1"], "o-", color=own, label="F1, free-running")
         right.plot(steps, first, "s--", color="grey", label="first token right, teacher-forced")
-        right.legend()
     right.set(title="Selection split", xlabel="step", ylim=(-3, 103))
     right.set(ylabel="percent (higher is better)")
+    legend_below(figure, [left, right], columns=4)
     return figure
 
 

@@ -10,6 +10,10 @@ from stage1.config import StudyConfig
 from stage1.scoring.intervals import Interval
 from stage1.scoring.tables import retention
 
+LEAST_GAIN = 5.0
+"""F1 points that the passage must be worth: with less between floor and ceiling, a run
+orders nothing."""
+
 
 def thresholds(config: StudyConfig) -> dict[str, float]:
     """Return the criteria in F1 percent, as the analysis gives them."""

@@ -34,3 +34,13 @@ def kinds(answers: pd.DataFrame, passages: Mapping[str, str]) -> pd.DataFrame:
     found = [kind(text, list(golds), passages[name]) for text, golds, name in rows]
     shares = pd.crosstab(answers["condition"], pd.Categorical(found, list(Kind)), dropna=False)
     return (100 * shares.div(shares.sum(axis=1), axis=0)).rename_axis(columns=None)
+
+
+def drawn(answers: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Draw answers by a seed, wrong and right in turn until one kind is used up, in their order.
+
+    Columns of `answers`: `em` in percent, and any others; rows have an index without repetitions.
+    """
+    shuffled = answers.sample(frac=1, random_state=seed)
+    turn = shuffled.groupby(shuffled["em"] < 100).cumcount()
+    return answers.loc[sorted(turn.nsmallest(count).index)]

@@ -183,7 +183,8 @@ def test_the_chosen_examples_are_spread_over_the_articles(squad_file):
 def test_too_many_examples_are_refused_by_the_name_of_the_field(squad_file, split, available):
     field = f"{split}_examples"
     assert len(load_split(config(squad_file, **{field: available}), split)) == available
-    with pytest.raises(ValueError, match=f"{field}={available + 1}: expected at most {available}"):
+    message = f"{field}={available + 1}: expected at most {available}; by article the source has "
+    with pytest.raises(ValueError, match=f"{message}40 train, 4 selection, 4 test"):
         load_split(config(squad_file, **{field: available + 1}), split)
 
 
@@ -253,7 +254,7 @@ def test_the_splits_of_a_jsonl_file_share_no_passage(tmp_path):
         ({"context": CONTEXT, "question": "Who?"}, "has context, question; expected"),
         ({"context": CONTEXT, "question": "Who?", "answers": {"gold": 3}}, "expected context"),
         ({"context": CONTEXT, "question": "Who?", "answer": 3}, "has context, question, answer;"),
-        ({"context": CONTEXT, "question": "Who?", "answer": "Bob"}, "'Bob' is not in its context"),
+        ({"context": CONTEXT, "question": "Who?", "answer": "Bob"}, "'Bob' is not in its context$"),
         ({"context": CONTEXT, "question": "Who?", "answers": []}, "question '2' has no answer"),
         (
             {"context": CONTEXT, "question": "Who?", "answers": FULL | {"answer_start": [13]}},
@@ -266,6 +267,13 @@ def test_an_item_that_is_no_question_is_named_with_what_was_found(tmp_path, item
     good = {"context": CONTEXT, "question": "Who?", "answer": "Usk"}
     path = write_rows(tmp_path / "rows.jsonl", [good, item])
     with pytest.raises(ValueError, match=rf"rows\.jsonl.*{found}"):
+        read_squad_json(path)
+
+
+def test_a_nested_file_without_a_key_is_told_which(tmp_path):
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": []}, {"paragraphs": [{}]}]}))
+    with pytest.raises(ValueError, match=r"not in SQuAD v1\.1 form: no 'qas' in it$"):
         read_squad_json(path)
 
 

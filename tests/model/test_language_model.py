@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors import safe_open
+from transformers.utils import logging
 
 from stage1.adapter import Film, parameter_count
 from stage1.config import StudyConfig
@@ -25,6 +26,12 @@ def config(folder, **changes) -> StudyConfig:
 def folder(tiny_folder, tmp_path):
     """A copy of the tiny model's folder, which a test may break."""
     return shutil.copytree(tiny_folder, tmp_path / "lm")
+
+
+def test_loading_leaves_no_progress_bar_in_a_notebook_or_a_log(tiny_folder, capsys):
+    logging.enable_progress_bar()  # another test may have turned it off
+    load(config(tiny_folder))
+    assert "Loading weights" not in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """The committed notebooks: their form, and parameters that stop them before any work."""
 
 import re
+from itertools import pairwise
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -40,6 +42,33 @@ def test_has_short_cells_without_definitions(path):
         assert len(cell.source.splitlines()) <= 25, cell.source
 
 
+LOADS = re.compile(r"(study\.prepare|model\.load|reader\.make)\(")
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if name < "05"])
+def test_a_notebook_that_loads_a_model_checks_it_first(name):
+    sources = [cell.source for cell in code_cells(PATHS[name])]
+    loads = next(i for i, source in enumerate(sources) if LOADS.search(source))
+    checks = next(i for i, source in enumerate(sources) if "check.preflight(" in source)
+    assert checks <= loads + 1
+
+
+@pytest.mark.parametrize(
+    "context, question, reads, expected",
+    [("A.", "B?", False, ("A.", "B?")), (None, "B?", True, ("C.", "B?"))],
+)
+def test_a_question_of_ones_own_needs_the_data_only_without_a_passage(
+    context, question, reads, expected
+):
+    sources = [cell.source for cell in code_cells(PATHS["00_explore"])]
+    (source,) = (source for source in sources if "first_question(" in source)
+    reader = SimpleNamespace(first_question=lambda config: ("C.", "D?", [])) if reads else None
+    names = {"context": context, "question": question, "config": None, "reader": reader}
+    names["Markdown"] = str
+    exec(source, names)
+    assert (names["context"], names["question"]) == expected
+
+
 def test_each_figure_of_the_report_names_its_record_and_command():
     cells = nbformat.read(PATHS["05_report"], as_version=4).cells
     figures = [i for i, cell in enumerate(cells) if "report_plots.save(" in cell.source]
@@ -50,6 +79,18 @@ def test_each_figure_of_the_report_names_its_record_and_command():
         assert "python -m stage1.study.sweep" in line
         paths = re.findall(r"`((?:records|figures)/[\w/.]+)`", line)
         assert len(paths) >= 2 and all((store.ROOT / path).is_file() for path in paths), paths
+
+
+@each
+def test_each_figure_names_its_record_and_command_below_its_caption(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for cell, below in pairwise(cells):
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            caption, line = below.source.split("\n\n")[:2]
+            assert below.cell_type == "markdown" and caption and line.startswith("Record: "), line
+            assert re.search(r"`(make|papermill|python -m stage1)[^`]+`", line), line
+            named = re.findall(r"`((?:records|figures|stage1)/[\w./-]+)`", line)
+            assert all((store.ROOT / name).is_file() for name in named), named
 
 
 PROGRESS = "\r  0%|          | 0/4\r 50%|#####     | 2/4"

@@ -227,15 +227,31 @@ def test_the_recommendation_says_what_each_decision_gains(e):
 
 
 def rows(**f1: float) -> list[dict]:
-    """Return a run's conditions, with a floor of 4."""
-    floors = {"question_only": 4.0, "shuffled_context": 3.0}
-    return [{"condition": name, "f1": value} for name, value in (f1 | floors).items()]
+    """Return a run's conditions, with a floor of 4 and a ceiling of 95."""
+    bounds = {"embeddings": 95.0, "question_only": 4.0, "shuffled_context": 3.0}
+    return [{"condition": name, "f1": value} for name, value in (bounds | f1).items()]
 
 
 def test_a_run_that_stays_on_the_floor_names_no_winner():
     record = {"table": rows(distill=4.0), "leaders": ["distill"], "seeds": 3, "verdict": "failure"}
     words = decision.of_run(record)
     assert "names no winner" in words and "no objective rises above F1 4.0" in words
+
+
+def test_a_run_whose_ceiling_is_near_the_floor_names_no_winner():
+    table = rows(embeddings=8.9, distill=8.0)
+    record = {"table": table, "leaders": ["distill"], "seeds": 3, "verdict": "failure"}
+    words = decision.of_run(record)
+    assert "names no winner" in words and "F1 8.9" in words and "4.0 without the passage" in words
+    wider = decision.of_run(record | {"table": rows(embeddings=9.1, distill=8.0)})
+    assert wider.startswith("The best objective of this run is `distill`")
+
+
+def test_a_run_with_one_seed_names_all_that_share_the_highest_score():
+    table = rows(distill=99.98, answer_ce=100.0, **{OPTION3: 99.0})
+    record = {"table": table, "leaders": ["answer_ce", "distill", OPTION3], "seeds": 1}
+    words = decision.of_run(record)
+    assert "The highest F1, 100.0, is that of `answer_ce` and `distill`." in words
 
 
 def test_a_run_with_one_seed_names_no_winner():

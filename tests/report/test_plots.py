@@ -177,6 +177,7 @@ def curve(*terms: str) -> pd.DataFrame:
 SELECTION = pd.DataFrame(
     {"step": [0, 2, 4], "f1": [1.0, 20.0, 40.0], "right_first": [0.1, 0.5, 0.9]}
 )
+SELECTED = ["F1, free-running", "first token right, teacher-forced"]
 UNITS = {
     "reconstruction": "reconstruction (squared error per dimension)",
     "cross_entropy": "cross_entropy (nats per token)",
@@ -190,12 +191,12 @@ def test_training_shows_terms_gradient_norm_and_selection_in_the_objectives_colo
     unweighted = [line.get_ydata().tolist() for line in left.lines]
     assert unweighted == [[8, 4, 2, 1], [9, 5, 3, 2]]
     assert len({line.get_linestyle() for line in left.lines}) == 2
-    assert legend(left) == [UNITS[term] for term in terms]
+    assert legend(left) == [*(UNITS[term] for term in terms), *SELECTED]
+    assert not any(axis.get_legend() for axis in (left, middle, right)), "it would hide a curve"
     assert [line.get_ydata().tolist() for line in middle.lines] == [[3, 2, 1, 0.5]]
     free, forced = right.lines
     assert free.get_ydata().tolist() == [1, 20, 40]
     assert forced.get_ydata().tolist() == pytest.approx([10, 50, 90])
-    assert legend(right) == ["F1, free-running", "first token right, teacher-forced"]
     coloured = {line.get_color() for line in (*left.lines, *middle.lines, free)}
     assert coloured == {colour("distill")} and forced.get_color() == "grey"
     assert left.get_ylabel() == "value (lower is better)" and "norm" in middle.get_ylabel()
@@ -206,12 +207,13 @@ def test_training_shows_terms_gradient_norm_and_selection_in_the_objectives_colo
 @pytest.mark.parametrize("terms", [("kl",), ("reconstruction",), tuple(UNITS)])
 def test_every_term_is_a_line_with_its_unit(terms):
     left, _, _ = drawn(plots.training(curve(*terms), SELECTION, "distill"))
-    assert len(left.lines) == len(terms) and legend(left) == [UNITS[term] for term in terms]
+    assert len(left.lines) == len(terms)
+    assert legend(left) == [*(UNITS[term] for term in terms), *SELECTED]
 
 
 def test_training_without_a_selection_split_leaves_its_panel_empty():
     _, middle, right = drawn(plots.training(curve("kl"), pd.DataFrame({"step": [0, 4]}), "distill"))
-    assert len(middle.lines) == 1 and not right.lines and right.get_legend() is None
+    assert len(middle.lines) == 1 and not right.lines and legend(right) == [UNITS["kl"]]
 
 
 def test_mismatch_has_one_point_per_objective_and_two_for_teacher_forcing():
