@@ -41,6 +41,7 @@ from stage1.training.stacked import StackedAdapters
 from stage1.training.warmup import entry_weights, step_functions
 
 RATES = [3.0e-2, 1.0e-2, 3.0e-3, 1.0e-3]
+MODES = ["captured", "eager", "compiled"]
 FLAT = 1.02
 CAPTURED_AFTER = 5  # steps; the first ones allocate, compile and capture
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -236,7 +237,7 @@ def prepare(given: argparse.Namespace, preset: StudyConfig) -> tuple[Problem, di
 
 def main() -> None:
     sizes = {"vocabulary": 128_256, "width": 4_096, "compressed": 512, "prompts": 10_000}
-    rows = {"steps": 0, "batch": 0, "rates": RATES, "budget": 80.0}
+    rows = {"steps": 0, "batch": 0, "rates": RATES, "modes": MODES, "budget": 80.0}
     options = {"preset": "llama31_8b", "device": "auto"}
     given = common.parser(__doc__, "warmup_at_shape.csv", **sizes, **rows, **options).parse_args()
     preset = load_preset(given.preset)
@@ -257,7 +258,8 @@ def main() -> None:
     tried = [run(one) for one in settings_to_try(given, batch)]
     best = min(tried, key=error_after)["rate"]
     for setting in settings(given, batch, best):
-        run(setting)
+        if setting.mode in given.modes:
+            run(setting)
     print(markdown_table(table.table.round(4)))
 
 
