@@ -31,6 +31,7 @@ from train_step import DEVICE, Bench, Step, timed
 from transformers import GenerationConfig
 from transformers.models.llama import modeling_llama
 
+from stage1 import store
 from stage1.config import StudyConfig, load_preset
 from stage1.loss_parts import ExampleBatch
 from stage1.model import engine, loading
@@ -42,6 +43,8 @@ PLAIN, OURS = "transformers", "packed, compiled"
 LIGER, ROW, FLASH = "Liger-Kernel", "transformers, one row", "flash attention"
 STEPS = [PLAIN, LIGER, OURS, ROW, FLASH]
 GENERATION = "generation"
+PACKAGES = {LIGER: "liger-kernel", FLASH: "flash-attn"}
+"""What a path needs besides transformers, by its name on the package index."""
 PATCHED = ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP")
 """What Liger-Kernel replaces in transformers' module."""
 NEW_TOKENS = 20
@@ -88,10 +91,11 @@ def usual_step(bench: Bench, config: StudyConfig, is_packed: bool, **options) ->
     return with_tf32
 
 
-def needs(package: str, version_of: str) -> None:
-    """Raise ImportError, with the name on the package index, where a package is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"{version_of} is not installed")
+def check_installed(path: str) -> None:
+    """Raise ImportError, with its name on the package index, where a path's package is missing."""
+    module = {LIGER: "liger_kernel", FLASH: "flash_attn"}.get(path)
+    if module and importlib.util.find_spec(module) is None:
+        raise ImportError(f"{PACKAGES[path]} is not installed")
 
 
 @contextmanager
@@ -110,10 +114,7 @@ def step_of(path: str, bench: Bench, config: StudyConfig) -> Iterator[Step]:
 
 
 def peers_step(path: str, bench: Bench, plain: StudyConfig) -> Step:
-    if path == LIGER:
-        needs("liger_kernel", "liger-kernel")
-    if path == FLASH:
-        needs("flash_attn", "flash-attn")
+    check_installed(path)
     renew(bench, plain)
     options = {}
     if path == LIGER:
@@ -137,7 +138,9 @@ def measure_steps(table: common.Rows, path: str, bench: Bench, config: StudyConf
     try:
         with step_of(path, bench, config) as step:
             for batch in given.batches:
-                about = {"path": path, "batch": batch}
+                package = PACKAGES.get(path, "transformers")
+                version = f"{package} {store.version(package)}"
+                about = {"path": path, "batch": batch, "with": version}
                 table.add(about, lambda batch=batch: measure(step, batch))
     except Exception as error:  # of the set-up; rows keep their own
         table.add({"path": path}, lambda error=error: raised(error))
