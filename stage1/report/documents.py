@@ -6,7 +6,6 @@ A block stands between `<!-- records: NAME -->` and `<!-- end -->`. Prose around
 """
 
 import re
-import textwrap
 from collections.abc import Callable
 
 import pandas as pd
@@ -18,7 +17,7 @@ from stage1.report import (
     claims,
     controls,
     decision,
-    english,
+    english_blocks,
     evidence,
     fault_results,
     fault_takeaways,
@@ -27,26 +26,20 @@ from stage1.report import (
 )
 from stage1.report.controls import Controls
 from stage1.scoring.intervals import Interval
-from stage1.scoring.tables import markdown_table
+from stage1.scoring.tables import markdown_table, paragraphs
 
 PAGES = (
     "README.md", "docs/analysis.md", "docs/original.md", "docs/clusters.md", "docs/llama.md",
     "docs/benchmarks.md",
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- records: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-WIDTH = 110
-BLOCKS: dict[str, Callable[[Controls], str]] = {}
+BLOCKS: dict[str, Callable[[Controls], str]] = dict(english_blocks.BLOCKS)
 """What every block holds, by name."""
 
 
 def block(function: Callable[[Controls], str]) -> Callable[[Controls], str]:
     BLOCKS[function.__name__] = function
     return function
-
-
-def paragraphs(texts: list[str]) -> str:
-    fill = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False).fill
-    return "\n\n".join(map(fill, texts))
 
 
 @block
@@ -57,23 +50,6 @@ def answer(c: Controls) -> str:
 @block
 def beyond(c: Controls) -> str:
     return paragraphs(decision.beyond(c))
-
-
-@block
-def english_answer(c: Controls) -> str:
-    e = english.load()
-    return paragraphs([english.summary(e, c.evidence), *english.answer(e, c.evidence)])
-
-
-@block
-def english_beside(c: Controls) -> str:
-    return markdown_table(english.beside(english.load(), c.evidence))
-
-
-@block
-def english_adapters(_: Controls) -> str:
-    table = english.load().table().round({"f1": 1, "f1_low": 1, "f1_high": 1, "em": 1})
-    return markdown_table(table.round({"retention": 1, "fvu": 2}))
 
 
 @block

@@ -1,6 +1,7 @@
-"""Tables of scored answers: a row per condition, with intervals, retention and reconstruction."""
+"""Tables of scored answers, with intervals and retention, and how tables and prose are written."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -8,6 +9,8 @@ from stage1.names import FLOORS
 from stage1.scoring.comparison import interval
 from stage1.scoring.intervals import mean_interval
 
+WIDTH = 110
+"""Characters of a line of prose that is written into a document."""
 TEACHER_FORCED = ("ce_first", "ce_later", "right_first", "right_later")
 """Teacher-forced measures on the gold answer, at its first token and at later ones."""
 
@@ -65,6 +68,12 @@ def condition_table(
     floor, ceiling = table.loc[FLOORS, "f1"].max(), table.loc["embeddings", "f1"]
     table.insert(6, "retention", [retention(f1, ceiling, floor) for f1 in table["f1"]])
     return table.join(pd.DataFrame(rebuilt).T).rename_axis("condition").reset_index()
+
+
+def paragraphs(texts: Sequence[str]) -> str:
+    """Return texts as paragraphs of lines that stay below `WIDTH` characters."""
+    fill = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False).fill
+    return "\n\n".join(map(fill, texts))
 
 
 def markdown_table(table: pd.DataFrame) -> str:
