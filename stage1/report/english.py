@@ -176,8 +176,8 @@ class English:
 
 def difference_of(e: English, one: tuple, other: tuple) -> Difference:
     """Return the F1 of one cell (objective, start, warm-up) minus that of another."""
-    sides = [e.select(e.scores, *cell) for cell in (one, other)]
-    return comparison.difference(*sides, margin=e.config.equivalence_margin)
+    first, second = (e.select(e.scores, *cell) for cell in (one, other))
+    return comparison.difference(first, second, margin=e.config.equivalence_margin)
 
 
 def load(name: str = FOLDER) -> English:
