@@ -61,7 +61,7 @@ CONTROL_RECORDS = [
 
 # What sweeps over the gallery left: none of them yet, some or all. No rule makes them.
 FAULT_RECORDS = sorted(str(path) for path in Path("records/faults").glob("*.*"))
-ENGLISH_RECORDS = sorted(str(path) for path in Path("records/english").glob("*.*"))
+ENGLISH_RECORDS = sorted(str(path) for path in Path("records/english").rglob("*.*"))
 
 
 def inputs(notebook):

@@ -4,9 +4,7 @@ Tables are read from `records/english/`, and those of other widths from folders 
 `docs/readers.md` has the commands that made them.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -15,8 +13,8 @@ from stage1.config import StudyConfig, load_preset
 from stage1.names import FLOORS, OBJECTIVES
 from stage1.report import results
 from stage1.report.controls import edge
-from stage1.report.evidence import AS_FOUND, START, Evidence
-from stage1.report.verdicts import adapter_name, signed
+from stage1.report.evidence import AS_FOUND, START
+from stage1.report.verdicts import adapter_name
 from stage1.scoring import comparison
 from stage1.scoring.comparison import Difference
 from stage1.scoring.intervals import Interval
@@ -26,6 +24,8 @@ FOLDER = "english"
 SHIPPED = store.ASSETS / "english-lm"
 PCA_INVERSE = ("pca_inverse", "calibrated")
 STARTS = (PCA_INVERSE, AS_FOUND)
+RECIPE, RECONSTRUCTION = "option3_teacher_forced", "option1_reconstruction"
+"""The objective of the almanac's recommendation, and the one that reads no language model."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,8 @@ class English:
     def f1(self, objective: str, start: tuple = PCA_INVERSE, **cell) -> Interval:
         return comparison.interval(self.select(self.scores, objective, start, **cell))
 
-    def has(self, objective: str, start: tuple = PCA_INVERSE, **cell) -> bool:
-        return len(self.select(self.runs, objective, start, **cell)) > 0
-
-    def objective(self, almanac: Evidence) -> str:
-        """Return the almanac's recommended objective, or else this model's best on selection."""
-        name, runs = almanac.warmed.recommended, self.cells(self.runs)
-        starts = runs.groupby("objective")["initialisation"].nunique()
-        if starts.get(name, 0) == len(STARTS):
-            return name
-        runs = runs[runs["objective"].isin(starts[starts == len(STARTS)].index)]
-        return str(runs.groupby("objective")["selection_f1"].mean().idxmax())
+    def has(self, objective: str, start: tuple = PCA_INVERSE, is_warm: bool = True) -> bool:
+        return len(self.select(self.runs, objective, start, is_warm)) > 0
 
     def table(self, is_warm: bool = True) -> pd.DataFrame:
         """Return one row per objective and start at 8x, the best first."""
@@ -123,6 +114,12 @@ class English:
         )
         return table.sort_values("f1", ascending=False, ignore_index=True)
 
+    def cells_table(self) -> pd.DataFrame:
+        """Return the rows of `table` with a warm-up and without, the best first."""
+        parts = [self.table(is_warm).assign(**{"warm-up": is_warm}) for is_warm in (True, False)]
+        table = pd.concat(parts).assign(D=self.D)
+        return table.sort_values("f1", ascending=False, ignore_index=True)
+
     def rate(self, objective: str, start: tuple = PCA_INVERSE, is_warm: bool = True) -> str:
         """Return the learning rate of a cell's runs, and how well it was searched."""
         runs, trials = (
@@ -133,45 +130,35 @@ class English:
             return f"{rate}, not searched"
         return f"{rate}, at the edge" if edge(trials) is not None else rate
 
-    def gains(self) -> pd.DataFrame:
-        """Return what the warm-up adds to the F1 of every objective and start at 8x."""
-        rows = []
-        for name in OBJECTIVES:
-            for start in STARTS:
-                if not (self.has(name, start) and self.has(name, start, is_warm=False)):
-                    continue
-                warm, cold = (self.f1(name, start, is_warm=is_warm) for is_warm in (True, False))
-                gain = difference_of(self, (name, start, True), (name, start, False))
-                row = {"objective": name, "start": adapter_name(start)}
-                row |= {"without": str(cold), "with warm-up": str(warm)}
-                rows.append(row | {"gain": signed(gain)})
-        return pd.DataFrame(rows)
+    def shared(self, one: tuple, other: tuple) -> str | None:
+        """Return the first objective with runs in both cells (start, warm-up), if there is any.
 
-    def ratios(self, names: Iterable[str]) -> pd.DataFrame:
-        """Return F1 at every ratio that was measured: of objectives, and without training."""
-        rows = []
-        for width in sorted(set(self.untrained["compressed_width"].tolist()), reverse=True):
-            if width == self.D:
-                continue
-            row = {"ratio": f"{self.D / width:g}x", "K": width}
-            row |= {"variance kept": 1 - self.untrained_row("pca_inverse", width)["fvu"]}
-            for condition in ("codebook", "pca_inverse"):
-                row[condition] = f"{self.untrained_f1(condition, width).mean:.1f}"
-            for name in names:
-                measured = self.has(name, width=width)
-                row[name] = str(self.f1(name, width=width)) if measured else "–"
-            rows.append(row)
-        return pd.DataFrame(rows)
+        The one recommended on the almanac comes first, reconstruction alone last.
+        """
+        names = sorted(OBJECTIVES, key=lambda name: (name != RECIPE, name == RECONSTRUCTION))
+        return next((n for n in names if self.has(n, *one) and self.has(n, *other)), None)
 
-    def control(self) -> pd.DataFrame:
-        """Return F1 of the uncompressed control, K = D from the identity, and its gain."""
-        rows, cells = [], self.cells(self.scores, is_warm=False, width=self.D)
-        ceiling = self.untrained_f1("embeddings")
-        for name in [name for name in OBJECTIVES if (cells["objective"] == name).any()]:
-            f1 = comparison.interval(cells[cells["objective"] == name])
-            gain = Interval(*(x - ceiling.mean for x in f1))
-            rows.append({"objective": name, "F1": str(f1), "above the ceiling": signed(gain)})
-        return pd.DataFrame(rows)
+    def on_selection(self) -> pd.DataFrame:
+        """Return the best trial of every cell at 8x: F1 on the selection split, and its rate."""
+        own = self.trials[self.trials["compressed_width"] == self.K]
+        rows = []
+        for (objective, *start, steps), trials in own.groupby(
+            ["objective", *START, "warmup_steps"]
+        ):
+            best = trials.loc[trials["selection_f1"].idxmax()]
+            rate = f"{best['learning_rate']:g}"
+            rows.append(
+                {
+                    "objective": objective,
+                    "start": adapter_name(tuple(start)),
+                    "warm-up steps": steps,
+                    "selection F1": best["selection_f1"],
+                    "learning rate": rate if edge(trials) is None else f"{rate}, at the edge",
+                    "rates": trials["learning_rate"].nunique(),
+                }
+            )
+        table = pd.DataFrame(rows)
+        return table.sort_values("selection F1", ascending=False, ignore_index=True)
 
 
 def difference_of(e: English, one: tuple, other: tuple) -> Difference:
@@ -189,9 +176,10 @@ def load(name: str = FOLDER) -> English:
     folder = store.records_folder() / place
     training = store.read_json((SHIPPED if name == FOLDER else folder) / "training.json")
 
-    def tables(pattern: str) -> pd.DataFrame:
-        paths = sorted(folder.glob(pattern)) or [Path(pattern.replace("*", "warm"))]
-        return pd.concat([results.committed(place, path.name) for path in paths])
+    def tables(ending: str) -> pd.DataFrame:
+        names = sorted(path.name for path in folder.glob(f"runs_*.{ending}"))
+        parts = [results.committed(place, name) for name in names or [f"runs_warm.{ending}"]]
+        return pd.concat(parts, ignore_index=True)
 
-    files = ("runs_*.csv", "runs_*.parquet", "untrained*.csv", "trials*.csv")
-    return English(load_preset("squad"), training, *map(tables, files))
+    others = (results.committed(place, name) for name in ("untrained.csv", "trials.csv"))
+    return English(load_preset("squad"), training, tables("csv"), tables("parquet"), *others)

@@ -1,143 +1,180 @@
 """What is said of real English, beside the almanac: tables and sentences made from records."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from stage1.names import OBJECTIVES
 from stage1.report.controls import TRAINING as ALMANAC
-from stage1.report.english import PCA_INVERSE, STARTS, English, difference_of
+from stage1.report.english import (
+    PCA_INVERSE,
+    RECIPE,
+    RECONSTRUCTION,
+    STARTS,
+    English,
+    difference_of,
+)
 from stage1.report.evidence import AS_FOUND, Evidence
 from stage1.report.verdicts import signed
 from stage1.scoring import comparison, criteria
 from stage1.scoring.comparison import Difference
 from stage1.scoring.intervals import Interval
 
-RECONSTRUCTION = "option1_reconstruction"
+WORDS = {PCA_INVERSE: "the PCA inverse", AS_FOUND: "the adapter as found"}
 
 
-def models(english: English, almanac: Evidence) -> pd.DataFrame:
+def models(readers: Sequence[English], almanac: Evidence) -> pd.DataFrame:
     """Return one row per language model: its size, what it read, and what it scores."""
-    own, other = english.training, ALMANAC["config"]
-    shape = own["shape"]
+    other = ALMANAC["config"]
     rows = [
-        ("english", own["parameters"], shape["width"], shape["vocabulary"], "SQuAD"),
-        ("shipped", ALMANAC["parameters"], other["width"], other["vocabulary"], "almanac"),
+        {
+            "language model": "English",
+            "parameters": e.training["parameters"],
+            "D": e.D,
+            "V": e.training["shape"]["vocabulary"],
+            "questions": "SQuAD",
+            "ceiling": e.ceiling,
+            "floor": e.floor,
+        }
+        for e in readers
     ]
-    table = pd.DataFrame(rows, columns=["language model", "parameters", "D", "V", "questions"])
-    return table.assign(
-        ceiling=[english.ceiling, almanac.ceiling], floor=[english.floor, almanac.floor]
-    )
+    shape = other["width"], other["vocabulary"]
+    own = ["almanac", ALMANAC["parameters"], *shape, "almanac", almanac.ceiling, almanac.floor]
+    return pd.DataFrame([*rows, dict(zip(rows[0], own, strict=True))])
 
 
-def beside(english: English, almanac: Evidence) -> pd.DataFrame:
-    """Return what both language models were asked, one quantity a row."""
-    w, name = almanac.warmed, english.objective(almanac)
-    other = almanac.untrained.set_index("condition")
-    shown, kept = w.f1(name), english.retention(english.f1(name))
-    shares = kept, Interval(*map(almanac.retention, shown))
-    gains = [signed(start_gain(e, name)) for e in (english, almanac.warmed)]
-
-    def pair(condition: str, column: str = "f1") -> list[float]:
-        return [english.untrained_row(condition)[column], other.loc[condition, column]]
-
-    rows = {
-        "PCA inverse, untrained: F1": [f"{f1:.1f}" for f1 in pair("pca_inverse")],
-        "lookup, untrained: F1": [f"{f1:.1f}" for f1 in pair("codebook")],
-        "variance that PCA keeps": [f"{1 - fvu:.2f}" for fvu in pair("pca_inverse", "fvu")],
-        f"{name}: F1": [str(english.f1(name)), str(shown)],
-        f"{name}: retention": [f"{share} %" for share in shares],
-        "adapter as found instead of PCA inverse: F1 gained": gains,
-        **warmup_rows(english, almanac, name),
+def beside(readers: Sequence[English], almanac: Evidence) -> pd.DataFrame:
+    """Return what all language models were asked, one quantity a row."""
+    w, other = almanac.warmed, almanac.untrained.set_index("condition")
+    table = {f"English, D = {e.D}": column(e) for e in readers}
+    shown = w.f1(RECIPE)
+    table["almanac"] = {
+        "PCA inverse, untrained: F1": f"{other.loc['pca_inverse', 'f1']:.1f}",
+        "lookup, untrained: F1": f"{other.loc['codebook', 'f1']:.1f}",
+        "variance that PCA keeps": f"{1 - other.loc['pca_inverse', 'fvu']:.2f}",
+        "option 3, warmed up: F1": str(shown),
+        "option 3, warmed up: retention": f"{Interval(*map(almanac.retention, shown))} %",
+        "as found over PCA inverse, warmed up": signed(start_gain(almanac.warmed, RECIPE)),
+        "as found over PCA inverse, no warm-up": signed(start_gain(almanac, RECIPE)),
+        "warm-up over none, PCA inverse": signed(almanac.warmup_gain(PCA_INVERSE, RECIPE)),
+        "warm-up over none, adapter as found": signed(almanac.warmup_gain(AS_FOUND, RECIPE)),
     }
-    table = pd.DataFrame(rows, index=["English", "almanac"]).T
-    return table.rename_axis("after the warm-up unless untrained").reset_index()
+    return pd.DataFrame(table).rename_axis("quantity").reset_index()
 
 
-def warmup_rows(english: English, almanac: Evidence, name: str) -> dict[str, list[str]]:
-    """Return what the warm-up adds from each start, on both."""
-    words = {PCA_INVERSE: "PCA inverse", AS_FOUND: "adapter as found"}
+def column(e: English) -> dict[str, str]:
+    """Return one English language model's quantities; a dash where a cell has no runs."""
+    f1 = e.f1(RECIPE)
     return {
-        f"warm-up instead of none, {words[start]}: F1 gained": [
-            signed(difference_of(english, (name, start, True), (name, start, False))),
-            signed(almanac.warmup_gain(start, name)),
-        ]
-        for start in STARTS
+        "PCA inverse, untrained: F1": f"{e.untrained_f1('pca_inverse').mean:.1f}",
+        "lookup, untrained: F1": f"{e.untrained_f1('codebook').mean:.1f}",
+        "variance that PCA keeps": f"{1 - e.untrained_row('pca_inverse')['fvu']:.2f}",
+        "option 3, warmed up: F1": str(f1),
+        "option 3, warmed up: retention": f"{e.retention(f1)} %",
+        "as found over PCA inverse, warmed up": gained(e, (AS_FOUND, True), (PCA_INVERSE, True)),
+        "as found over PCA inverse, no warm-up": gained(e, (AS_FOUND, False), (PCA_INVERSE, False)),
+        "warm-up over none, PCA inverse": gained(e, (PCA_INVERSE, True), (PCA_INVERSE, False)),
+        "warm-up over none, adapter as found": gained(e, (AS_FOUND, True), (AS_FOUND, False)),
     }
 
 
-def summary(english: English, almanac: Evidence) -> str:
-    """Say what to do, and what it keeps on both language models."""
-    w, name = almanac.warmed, english.objective(almanac)
-    kept = english.retention(english.f1(name)), Interval(*map(almanac.retention, w.f1(name)))
-    agree = kept[0].high >= kept[1].low and kept[1].high >= kept[0].low
+def gained(e: English, one: tuple, other: tuple) -> str:
+    """Return the F1 of one cell (start, warm-up) over another's, with the objective of both."""
+    name = e.shared(one, other)
+    if name is None:
+        return "–"
+    gain = signed(difference_of(e, (name, *one), (name, *other)))
+    return gain if name == RECIPE else f"{gain} ({name})"
+
+
+def summary(readers: Sequence[English], almanac: Evidence) -> str:
+    """Say what to do, and what it keeps on every language model."""
+    kept = [f"{e.retention(e.f1(RECIPE))} % at D = {e.D}" for e in readers]
+    other = Interval(*map(almanac.retention, almanac.warmed.f1(RECIPE)))
     return (
         "**Warm the adapter up on reconstruction, then train it with "
-        f"{OBJECTIVES[name].label}.** At 8x compression this keeps {kept[0]} % of what a language "
-        f"model of real English can do, and {kept[1]} % for one of generated text: the two "
-        f"{'agree' if agree else 'disagree on what 8x costs'}."
+        f"{OBJECTIVES[RECIPE].label}, at a learning rate searched for your model.** At 8x "
+        f"compression this keeps {' and '.join(kept)} of what language models of real English can "
+        f"do, and {other} % at D = {ALMANAC['config']['width']} for one of generated text: what "
+        "8x costs depends on the model."
     )
 
 
-def answer(english: English, almanac: Evidence) -> list[str]:
-    """Say what the recipe does on real English, and where the almanac says something else."""
-    w, name = almanac.warmed, english.objective(almanac)
-    found = [english.f1(name, start) for start in STARTS]
-    kept = [english.retention(f1) for f1 in found]
-    limits = criteria.retention_thresholds(almanac.config, english.floor)
-    seeds, rates = len(english.select(english.runs, name)), rates_of(english, name)
-    return [
-        "On real English: a language model of "
-        f"{english.training['parameters'] / 1e6:.1f}M parameters, trained here from scratch, "
-        f"answers SQuAD at F1 {english.untrained_f1('embeddings')}, and at {english.floor:.1f} "
-        f"without the passage. After a warm-up, {OBJECTIVES[name].label} reaches F1 {found[0]} "
-        f"from the PCA inverse and {found[1]} from the adapter as found ({seeds} seeds, {rates}). "
-        f"That is {kept[0]} % and {kept[1]} % of the way from floor to ceiling; at "
-        f"{limits['target']:.0f} %: {criteria.verdict_over(kept[0], limits)}. "
-        f"{cost_beside(kept[0], w, name)}",
-        f"{warmup_and_start(english, almanac, name)} {reconstruction_alone(english, name)}",
-    ]
+def answer(readers: Sequence[English], almanac: Evidence) -> list[str]:
+    """Say in short what to do, and what the warm-up and the start are worth."""
+    return [summary(readers, almanac), f"{warmup(readers, almanac)} {starts(readers, almanac)}"]
 
 
-def rates_of(english: English, name: str) -> str:
+def details(readers: Sequence[English], almanac: Evidence) -> list[str]:
+    """Say what the recipe reaches on every English model, and what reconstruction alone does."""
+    return [*(of_reader(e, almanac) for e in readers), alone(readers)]
+
+
+def of_reader(e: English, almanac: Evidence) -> str:
+    found = [e.f1(RECIPE, start) for start in STARTS]
+    kept = [e.retention(f1) for f1 in found]
+    limits = criteria.retention_thresholds(almanac.config, e.floor)
+    seeds, rates = len(e.select(e.runs, RECIPE)), rates_of(e, RECIPE)
+    return (
+        f"On real English at D = {e.D}: a language model of {e.training['parameters'] / 1e6:.1f}M "
+        f"parameters, trained here from scratch, answers SQuAD at F1 "
+        f"{e.untrained_f1('embeddings')}, and at {e.floor:.1f} without the passage. After a "
+        f"warm-up, {OBJECTIVES[RECIPE].label} reaches F1 {found[0]} from the PCA inverse and "
+        f"{found[1]} from the adapter as found ({seeds} seeds, {rates}). That is {kept[0]} % and "
+        f"{kept[1]} % of the way from floor to ceiling; at {limits['target']:.0f} %: "
+        f"{criteria.verdict_over(kept[0], limits)}."
+    )
+
+
+def rates_of(e: English, name: str) -> str:
     """Return the learning rates from both starts, and how well they were searched."""
-    rates = list(dict.fromkeys(english.rate(name, start) for start in STARTS))
+    rates = list(dict.fromkeys(e.rate(name, start) for start in STARTS))
     return f"learning rate{'s' if len(rates) > 1 else ''} {' and '.join(rates)}"
 
 
-def cost_beside(kept: Interval, w: Evidence, name: str) -> str:
-    """Compare what the English model keeps with what the almanac's keeps, in percent."""
-    other = w.retention(w.f1(name).mean)
-    costs = "as much, within the interval"
-    if not kept.low <= other <= kept.high:
-        costs = "more" if kept.high < other else "less"
-    return f"The almanac's model keeps {other:.0f} %: on real English, 8x costs {costs}."
+def each(readers: Sequence[English], one: tuple, other: tuple) -> str:
+    """Return the gain of one cell over another at every width where both have runs."""
+    shown = {e.D: gained(e, one, other) for e in readers}
+    known = [f"{gain} at D = {D}" for D, gain in shown.items() if gain != "–"]
+    return " and ".join(known) or "not measured"
 
 
-def warmup_and_start(english: English, almanac: Evidence, name: str) -> str:
-    """Say what the warm-up adds from each start, and what the start is worth after it, on both."""
-    own = [
-        signed(difference_of(english, (name, start, True), (name, start, False)))
-        for start in STARTS
-    ]
-    other = [signed(almanac.warmup_gain(start, name)) for start in STARTS]
-    gains = [signed(start_gain(e, name)) for e in (english, almanac.warmed)]
+def warmup(readers: Sequence[English], almanac: Evidence) -> str:
+    """Say what the warm-up adds from each start, on all."""
+    parts = []
+    for start in STARTS:
+        gain = each(readers, (start, True), (start, False))
+        other = signed(almanac.warmup_gain(start, RECIPE))
+        parts.append(f"To {WORDS[start]} the warm-up adds {gain} points (almanac {other})")
+    return f"{'. '.join(parts)}. Learning rates were searched with it and without."
+
+
+def starts(readers: Sequence[English], almanac: Evidence) -> str:
+    """Say what the start is worth with a warm-up and without, on all."""
+    warm, cold = (
+        each(readers, (AS_FOUND, is_warm), (PCA_INVERSE, is_warm)) for is_warm in (True, False)
+    )
+    other = [signed(start_gain(e, RECIPE)) for e in (almanac.warmed, almanac)]
     return (
-        f"There the warm-up adds {own[0]} points to the PCA inverse and {own[1]} to the adapter as "
-        f"found; on the almanac {other[0]} and {other[1]}. After it, the adapter as found instead "
-        f"of the PCA inverse gains {gains[0]} points, and {gains[1]} on the almanac."
+        f"The adapter as found instead of the PCA inverse gains {warm} points after a warm-up "
+        f"(almanac {other[0]}), and {cold} without (almanac {other[1]})."
     )
 
 
-def start_gain(e: English | Evidence, objective: str) -> Difference:
+def start_gain(e: Evidence, objective: str) -> Difference:
     """Return the F1 of the adapter as found minus that of the PCA inverse."""
     one, other = (e.select(e.scores, objective, start) for start in (AS_FOUND, PCA_INVERSE))
     return comparison.difference(one, other, margin=e.config.equivalence_margin)
 
 
-def reconstruction_alone(english: English, name: str) -> str:
-    """Compare reconstruction alone with the objective, after the same warm-up."""
-    alone = english.f1(RECONSTRUCTION)
-    gain = difference_of(english, (name, PCA_INVERSE, True), (RECONSTRUCTION, PCA_INVERSE, True))
+def alone(readers: Sequence[English]) -> str:
+    """Compare reconstruction alone with the recipe on the selection split, rates searched."""
+    parts = []
+    for e in readers:
+        table = e.on_selection()
+        best = table[table["warm-up steps"] > 0].groupby("objective")["selection F1"].max()
+        parts.append(f"{best[RECONSTRUCTION]:.1f} against {best[RECIPE]:.1f} at D = {e.D}")
     return (
-        f"Reconstruction alone ends at F1 {alone} after the same warm-up; the language model's "
-        f"own gradient adds {signed(gain)}."
+        "On the selection split, reconstruction alone ends after the same warm-up at F1 "
+        f"{' and '.join(parts)}."
     )

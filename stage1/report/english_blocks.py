@@ -2,43 +2,36 @@
 
 import pandas as pd
 
-from stage1.report import english, scaling
 from stage1.report import english_answer as words
+from stage1.report import scaling
 from stage1.report.controls import Controls
 from stage1.scoring.tables import markdown_table, paragraphs
 
-RATIOS = (scaling.RECIPE, words.RECONSTRUCTION)
-"""Objectives that were trained at other ratios."""
 DIGITS = {"f1": 1, "f1_low": 1, "f1_high": 1, "em": 1, "retention": 1, "fvu": 2}
 
 
 def english_answer(c: Controls) -> str:
-    e = english.load()
-    return paragraphs([words.summary(e, c.evidence), *words.answer(e, c.evidence)])
+    return paragraphs(words.answer(scaling.load(), c.evidence))
+
+
+def english_details(c: Controls) -> str:
+    return paragraphs(words.details(scaling.load(), c.evidence))
 
 
 def english_beside(c: Controls) -> str:
-    return markdown_table(words.beside(english.load(), c.evidence))
+    return markdown_table(words.beside(scaling.load(), c.evidence))
 
 
 def english_adapters(_: Controls) -> str:
-    """Return F1 of every objective and start, with the warm-up and without it."""
-    e = english.load()
-    parts = [e.table(is_warm).assign(warmup=is_warm) for is_warm in (True, False)]
-    table = pd.concat(parts).round(DIGITS).rename(columns={"warmup": "warm-up"})
-    return markdown_table(table)
+    """Return F1 of every objective and start that was run, with the warm-up and without it."""
+    table = pd.concat([e.cells_table() for e in scaling.load()]).round(DIGITS)
+    first = ["D", "warm-up"]
+    return markdown_table(table[[*first, *table.columns.drop(first)]])
 
 
-def english_gains(_: Controls) -> str:
-    return markdown_table(english.load().gains())
-
-
-def english_ratios(_: Controls) -> str:
-    return markdown_table(english.load().ratios(RATIOS).round({"variance kept": 2}))
-
-
-def english_control(_: Controls) -> str:
-    return markdown_table(english.load().control())
+def english_trials(_: Controls) -> str:
+    parts = [e.on_selection().assign(D=e.D) for e in scaling.load()]
+    return markdown_table(pd.concat(parts).round({"selection F1": 1}))
 
 
 def readers(_: Controls) -> str:
@@ -53,7 +46,7 @@ def orderings(_: Controls) -> str:
 
 
 FUNCTIONS = (
-    english_answer, english_beside, english_adapters, english_gains, english_ratios,
-    english_control, readers, orderings,
+    english_answer, english_details, english_beside, english_adapters, english_trials, readers,
+    orderings,
 )  # fmt: skip
 BLOCKS = {function.__name__: function for function in FUNCTIONS}

@@ -1,5 +1,7 @@
 """Figures of notebook 07: how the English language model was trained, and how its adapters do."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -26,25 +28,28 @@ def pretraining(curve: pd.DataFrame) -> Figure:
     return figure
 
 
-def adapters(english: English) -> Figure:
-    """Plot F1 of every objective and start with its interval, between floor and ceiling."""
-    table = english.table()
-    figure, (axis,) = panels(1, width=7.5, height=1.6 + 0.34 * len(table))
-    for y, (_, row) in enumerate(table[::-1].iterrows()):
-        plots.mean_with_interval(axis, row, "f1", y, row["objective"])
-        text = f"{row['f1']:.1f}"
-        place = (row["f1_high"], y)
-        axis.annotate(text, place, (5, -3), textcoords="offset points", fontsize=8)
-    lines = {"ceiling": english.ceiling, "floor": english.floor}
-    lines["PCA inverse"] = english.untrained_f1("pca_inverse").mean
-    for (name, f1), style in zip(lines.items(), plots.LINES, strict=False):
-        label = f"{name} ({f1:.1f})"
-        axis.axvline(f1, color="black", linewidth=1, linestyle=style, label=label)
-    labels = [
-        f"{OBJECTIVES[name].label.split(' (')[0]}, {start}"
-        for name, start in zip(table["objective"], table["start"], strict=True)
-    ]
-    axis.set_yticks(range(len(table)), labels[::-1])
-    axis.set(xlabel=F1, xlim=(-1, max(50.0, english.ceiling + 3)), ylim=(-0.6, len(table) - 0.4))
-    legend_below(figure, [axis], columns=3)
+def adapters(readers: Sequence[English]) -> Figure:
+    """Plot F1 of every objective and start with its interval, one panel per language model."""
+    tables = [e.cells_table() for e in readers]
+    height = 1.4 + 0.3 * max(map(len, tables))
+    figure, axes = panels(1, width=7.5, height=height, rows=len(readers))
+    for axis, e, table in zip(axes, readers, tables, strict=True):
+        for y, (_, row) in enumerate(table[::-1].iterrows()):
+            plots.mean_with_interval(axis, row, "f1", y, row["objective"])
+            place, text = (row["f1_high"], y), f"{row['f1']:.1f}"
+            axis.annotate(text, place, (5, -3), textcoords="offset points", fontsize=8)
+        lines = {"ceiling": e.ceiling, "floor": e.floor}
+        lines["PCA inverse"] = e.untrained_f1("pca_inverse").mean
+        for (name, f1), style in zip(lines.items(), plots.LINES, strict=False):
+            axis.axvline(f1, color="black", linewidth=1, linestyle=style, label=name)
+        axis.set_yticks(range(len(table)), list(map(label, table[::-1].to_dict("records"))))
+        axis.set(title=f"D = {e.D}, K = {e.K}", xlabel=F1, xlim=(-1, 52))
+        axis.set(ylim=(-0.6, len(table) - 0.4))
+    legend_below(figure, axes, columns=3)
     return figure
+
+
+def label(row: dict) -> str:
+    """Name a cell: its objective, its start, and whether it was warmed up."""
+    warm = "warmed up" if row["warm-up"] else "no warm-up"
+    return f"{OBJECTIVES[row['objective']].label.split(' (')[0]}, {row['start']}, {warm}"

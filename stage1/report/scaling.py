@@ -14,34 +14,21 @@ from scipy import stats
 
 from stage1 import store
 from stage1.report import english
-from stage1.report.english import PCA_INVERSE, English
-from stage1.report.english_answer import RECONSTRUCTION
+from stage1.report.english import PCA_INVERSE, RECIPE, English, difference_of
+from stage1.report.english_answer import gained
 from stage1.report.evidence import AS_FOUND
-from stage1.report.verdicts import signed
 from stage1.scoring.comparison import Difference, Finding
 from stage1.scoring.intervals import Interval
 
 TARGET_D = 4_096
 """Width of Llama-3.1-8B."""
-RECIPE = "option3_teacher_forced"
 PAIRS = {
-    "warm-up over none, PCA inverse": ((RECIPE, PCA_INVERSE, True), (RECIPE, PCA_INVERSE, False)),
-    "warm-up over none, adapter as found": ((RECIPE, AS_FOUND, True), (RECIPE, AS_FOUND, False)),
-    "PCA inverse over as found, no warm-up": (
-        (RECIPE, PCA_INVERSE, False),
-        (RECIPE, AS_FOUND, False),
-    ),
-    "PCA inverse over as found, warmed up": ((RECIPE, PCA_INVERSE, True), (RECIPE, AS_FOUND, True)),
-    "option 3 over reconstruction, warmed up": (
-        (RECIPE, PCA_INVERSE, True),
-        (RECONSTRUCTION, PCA_INVERSE, True),
-    ),
-    "option 3 over answers alone, warmed up": (
-        (RECIPE, PCA_INVERSE, True),
-        ("answer_ce", PCA_INVERSE, True),
-    ),
+    "warm-up over none, PCA inverse": ((PCA_INVERSE, True), (PCA_INVERSE, False)),
+    "warm-up over none, adapter as found": ((AS_FOUND, True), (AS_FOUND, False)),
+    "PCA inverse over as found, no warm-up": ((PCA_INVERSE, False), (AS_FOUND, False)),
+    "PCA inverse over as found, warmed up": ((PCA_INVERSE, True), (AS_FOUND, True)),
 }
-"""Orderings, as pairs of cells: objective, start, and whether it was warmed up."""
+"""Orderings, as pairs of cells: start, and whether it was warmed up."""
 
 
 class Prediction(NamedTuple):
@@ -95,15 +82,15 @@ def warmup_fvu(e: English) -> float:
 def orderings(readers: Sequence[English]) -> pd.DataFrame:
     """Return one row per pair of cells: the F1 gained at every width, and what holds throughout."""
     rows = []
-    for name, cells in PAIRS.items():
-        found = {e.D: english.difference_of(e, *cells) for e in readers if measured(e, cells)}
-        row = {"pair": name} | {f"D = {D}": signed(gain) for D, gain in found.items()}
-        rows.append(row | {"at every width": throughout(list(found.values()))})
-    return pd.DataFrame(rows).fillna("–")
-
-
-def measured(e: English, cells: Sequence[tuple]) -> bool:
-    return all(len(e.select(e.runs, *cell)) for cell in cells)
+    for name, (one, other) in PAIRS.items():
+        gains = {}
+        for e in readers:
+            objective = e.shared(one, other)
+            if objective:
+                gains[e.D] = difference_of(e, (objective, *one), (objective, *other))
+        row = {"pair": name} | {f"D = {e.D}": gained(e, one, other) for e in readers}
+        rows.append(row | {"at every width": throughout(list(gains.values()))})
+    return pd.DataFrame(rows)
 
 
 def throughout(gains: Sequence[Difference]) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_english import AS_FOUND, OPTION1, OPTION3, PCA_INVERSE, evidence
+from test_english import AS_FOUND, OPTION3, PCA_INVERSE, evidence
 
 from stage1.report import scaling
 
@@ -38,7 +38,6 @@ def test_an_ordering_holds_throughout_flips_or_is_not_shown_everywhere():
     assert flipped.loc[pair, "at every width"] == "flips"
     equal = scaling.orderings([reader(128, 20.0), reader(512, 40.0)]).set_index("pair")
     assert equal.loc[pair, "at every width"] == "not everywhere"
-    assert equal.loc["option 3 over answers alone, warmed up", "at every width"] == "not measured"
 
 
 def test_a_line_in_log_odds_is_found_again_and_its_interval_grows_with_the_distance():
@@ -67,5 +66,4 @@ def test_pairs_that_were_not_run_are_left_out():
     runs = e.runs[e.runs["initialisation"] != AS_FOUND[0]]
     table = scaling.orderings([replace(e, runs=runs)]).set_index("pair")
     assert table.loc["warm-up over none, adapter as found", "at every width"] == "not measured"
-    assert table.loc["option 3 over reconstruction, warmed up", "D = 128"].startswith("+1")
-    assert OPTION1 in e.runs["objective"].unique()
+    assert table.loc["warm-up over none, adapter as found", "D = 128"] == "–"
