@@ -279,8 +279,9 @@ def test_the_card_of_the_english_reader_is_the_one_its_records_give(english, tmp
         assert row in text and f"| {f1} |" in text
 
 
-def test_the_documented_commands_make_the_english_reader(english, tmp_path, monkeypatch):
+def test_the_documented_commands_make_the_english_readers(english, tmp_path, monkeypatch):
     record, calls = store.read_json(english / "training.json"), []
+    wider = store.read_json(store.ROOT / "records/english/d512/training.json")
     page = (store.ROOT / "docs" / "readers.md").read_text().replace("\\\n", " ")
     commands = [
         line.split()[3:]
@@ -297,13 +298,15 @@ def test_the_documented_commands_make_the_english_reader(english, tmp_path, monk
     for kind in ("text", "questions", "held_out"):
         for name in record["shards"]["config"][kind]:
             Path(name).touch()
-    for main, arguments in zip((preparation.main, reader.main), commands, strict=True):
+    programs = preparation.main, reader.main, reader.main
+    for main, arguments in zip(programs, commands, strict=True):
         monkeypatch.setattr("sys.argv", ["command", *arguments])
         main()
-    (folder, shards), (_, same_folder, config, _) = calls
+    (folder, shards), *trained = calls
     expected = record["shards"]["config"] | {"licences": []}
-    assert folder == same_folder and shards.described() == expected
-    assert config == ReaderConfig(**record["config"])
+    assert shards.described() == expected
+    for made, (_, same_folder, config, _) in zip((record, wider), trained, strict=True):
+        assert folder == same_folder and config == ReaderConfig(**made["config"])
 
 
 def test_shards_and_presets_stand_for_options(shards, tmp_path, monkeypatch):
