@@ -44,7 +44,14 @@ def block(function: Callable[[Controls], str]) -> Callable[[Controls], str]:
 
 @block
 def answer(c: Controls) -> str:
-    return paragraphs(decision.answer(c.evidence))
+    what_to_do, _, what_is_tested = decision.answer(c.evidence)
+    return paragraphs([what_to_do, what_is_tested])
+
+
+@block
+def factors(c: Controls) -> str:
+    _, what_matters, _ = decision.answer(c.evidence)
+    return paragraphs([what_matters])
 
 
 @block
