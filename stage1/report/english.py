@@ -117,8 +117,9 @@ class English:
     def cells_table(self) -> pd.DataFrame:
         """Return the rows of `table` with a warm-up and without, the best first."""
         parts = [self.table(is_warm).assign(**{"warm-up": is_warm}) for is_warm in (True, False)]
-        table = pd.concat(parts).assign(D=self.D)
-        return table.sort_values("f1", ascending=False, ignore_index=True)
+        table = pd.concat(parts).sort_values("f1", ascending=False, ignore_index=True)
+        table.insert(0, "D", self.D)
+        return table
 
     def rate(self, objective: str, start: tuple = PCA_INVERSE, is_warm: bool = True) -> str:
         """Return the learning rate of a cell's runs, and how well it was searched."""
@@ -157,8 +158,9 @@ class English:
                     "rates": trials["learning_rate"].nunique(),
                 }
             )
-        table = pd.DataFrame(rows)
-        return table.sort_values("selection F1", ascending=False, ignore_index=True)
+        table = pd.DataFrame(rows).sort_values("selection F1", ascending=False, ignore_index=True)
+        table.insert(0, "D", self.D)
+        return table
 
 
 def difference_of(e: English, one: tuple, other: tuple) -> Difference:

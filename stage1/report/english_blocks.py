@@ -24,14 +24,13 @@ def english_beside(c: Controls) -> str:
 
 def english_adapters(_: Controls) -> str:
     """Return F1 of every objective and start that was run, with the warm-up and without it."""
-    table = pd.concat([e.cells_table() for e in scaling.load()]).round(DIGITS)
-    first = ["D", "warm-up"]
-    return markdown_table(table[[*first, *table.columns.drop(first)]])
+    table = pd.concat([e.cells_table() for e in scaling.load()])
+    return markdown_table(table.round(DIGITS))
 
 
 def english_trials(_: Controls) -> str:
-    parts = [e.on_selection().assign(D=e.D) for e in scaling.load()]
-    return markdown_table(pd.concat(parts).round({"selection F1": 1}))
+    table = pd.concat([e.on_selection() for e in scaling.load()])
+    return markdown_table(table.round({"selection F1": 1}))
 
 
 def readers(_: Controls) -> str:
