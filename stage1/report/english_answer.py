@@ -132,32 +132,32 @@ def rates_of(e: English, name: str) -> str:
     return f"learning rate{'s' if len(rates) > 1 else ''} {' and '.join(rates)}"
 
 
-def each(readers: Sequence[English], one: tuple, other: tuple) -> str:
-    """Return the gain of one cell over another at every width where both have runs."""
-    shown = {e.D: gained(e, one, other) for e in readers}
-    known = [f"{gain} at D = {D}" for D, gain in shown.items() if gain != "–"]
-    return " and ".join(known) or "not measured"
+def each(readers: Sequence[English], one: tuple, other: tuple, almanac: str) -> str:
+    """List the gain of one cell over another at every width where both have runs."""
+    shown = {f"at D = {e.D}": gained(e, one, other) for e in readers}
+    known = [f"{gain} {where}" for where, gain in shown.items() if gain != "–"]
+    return ", ".join([*known, f"{almanac} on the almanac"])
 
 
 def warmup(readers: Sequence[English], almanac: Evidence) -> str:
     """Say what the warm-up adds from each start, on all."""
-    parts = []
+    said = []
     for start in STARTS:
-        gain = each(readers, (start, True), (start, False))
         other = signed(almanac.warmup_gain(start, RECIPE))
-        parts.append(f"To {WORDS[start]} the warm-up adds {gain} points (almanac {other})")
-    return f"{'. '.join(parts)}. Learning rates were searched with it and without."
+        gains = each(readers, (start, True), (start, False), other)
+        said.append(f"To {WORDS[start]} the warm-up adds, in points: {gains}.")
+    return f"{' '.join(said)} Learning rates were searched with it and without."
 
 
 def starts(readers: Sequence[English], almanac: Evidence) -> str:
     """Say what the start is worth with a warm-up and without, on all."""
-    warm, cold = (
-        each(readers, (AS_FOUND, is_warm), (PCA_INVERSE, is_warm)) for is_warm in (True, False)
-    )
-    other = [signed(start_gain(e, RECIPE)) for e in (almanac.warmed, almanac)]
+    said = []
+    for is_warm, e in ((True, almanac.warmed), (False, almanac)):
+        other = signed(start_gain(e, RECIPE))
+        said.append(each(readers, (AS_FOUND, is_warm), (PCA_INVERSE, is_warm), other))
     return (
-        f"The adapter as found instead of the PCA inverse gains {warm} points after a warm-up "
-        f"(almanac {other[0]}), and {cold} without (almanac {other[1]})."
+        f"The adapter as found instead of the PCA inverse gains after a warm-up: {said[0]}; and "
+        f"without: {said[1]}."
     )
 
 

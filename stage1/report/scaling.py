@@ -89,14 +89,14 @@ def orderings(readers: Sequence[English]) -> pd.DataFrame:
             if objective:
                 gains[e.D] = difference_of(e, (objective, *one), (objective, *other))
         row = {"pair": name} | {f"D = {e.D}": gained(e, one, other) for e in readers}
-        rows.append(row | {"at every width": throughout(list(gains.values()))})
+        is_whole = len(gains) == len(readers)
+        holds = throughout(list(gains.values())) if is_whole else "not measured"
+        rows.append(row | {"at every width": holds})
     return pd.DataFrame(rows)
 
 
 def throughout(gains: Sequence[Difference]) -> str:
     """Say whether the sign of a gain is the same, and certain, at every width."""
-    if not gains:
-        return "not measured"
     signs = set()
     for gain in gains:
         finding = Finding.of(gain.p, gain.p_margin)

@@ -132,7 +132,8 @@ def test_gains_are_given_for_each_start_with_the_objective_where_it_is_another(a
     assert words.gained(other, warm, cold).endswith(f"({OPTION1})")
     assert words.gained(other, (AS_FOUND, True), (AS_FOUND, False)) == "–"
     said = words.answer([e], almanac)[1]
-    assert "To the PCA inverse the warm-up adds +" in said and "at D = 256 points" in said
+    assert "To the PCA inverse the warm-up adds, in points: +" in said
+    assert "at D = 256, +" in said and "on the almanac. To the adapter as found" in said
 
 
 def test_the_best_trial_of_every_cell_is_shown_with_its_rate():
