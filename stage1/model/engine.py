@@ -24,6 +24,10 @@ from stage1.model.token_batch import block_mask, dense_mask
 ATTENTION = "packed_or_padded"
 LLAMA_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 """Submodules of a pre-norm decoder layer in Llama, Mistral and Qwen."""
+VARIANTS = 64
+"""Variants of the decoder layers that a process may compile. All layers of all models share one
+function; gradients, trimming, masks, TF32 and batches of one row each double its variants. Beyond
+torch's own limit, which is 8, the others would run eagerly."""
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
 
@@ -166,6 +170,8 @@ def configure(model: PreTrainedModel, config: StudyConfig) -> None:
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if config.compiled:
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
         for layer in decoder_layers(model):
             layer.compile(dynamic=True)
 

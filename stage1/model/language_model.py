@@ -7,7 +7,7 @@ from functools import cached_property
 from operator import itemgetter
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
@@ -79,12 +79,13 @@ class FrozenLM:
     def hidden(
         self,
         embeddings: Float[Tensor, "B T D"],
-        positions: Bool[Tensor, "B T"],
+        positions: Bool[Tensor, "B T"] | Int64[Tensor, " N"],
         mask: Bool[Tensor, "B T"] | None = None,
         starts: Int[Tensor, "1 T"] | None = None,
     ) -> Float[Tensor, "N D"]:
         """Return the last hidden states at the N marked positions, row by row.
 
+        The positions may also be given as indices into B x T; marks make the host wait for a GPU.
         `mask` marks what attention may read; without it, padding must come last in its row, where
         causal attention hides it. `starts` says where each token's example begins in a packed row.
         """
@@ -92,7 +93,8 @@ class FrozenLM:
         if starts is not None:
             inputs = engine.packed_inputs(starts, self.model.dtype)
         # Indices are computed before the pass; after it, this would wait for the device.
-        kept = positions.flatten().nonzero().squeeze(1)
+        is_marks = positions.dtype == torch.bool
+        kept = positions.flatten().nonzero().squeeze(1) if is_marks else positions
         inputs |= {"inputs_embeds": embeddings.to(self.model.dtype), "kept": kept}
         share = self.recomputed if torch.is_grad_enabled() else 0.0
         with engine.activation_checkpointing(self.model, share):

@@ -42,7 +42,7 @@ from stage1.training.batches import (
     token_distribution,
     tokens_at,
 )
-from stage1.training.layouts import Layout, layout_of
+from stage1.training.layouts import Layout, layout_of, sent
 from stage1.training.loop import Progress
 from stage1.training.members import Member, read_values, record_step
 from stage1.training.microbatches import TrainingError
@@ -147,7 +147,8 @@ class Group:
                 if key not in shares:
                     counts = self.token_counts(member, step)
                     tokens = int(counts.sum())
-                    shares[key] = torch.from_numpy(counts / tokens).to(tables), tokens
+                    share = torch.from_numpy(counts / tokens).to(tables.dtype)
+                    shares[key] = sent(share, tables.device), tokens
                 share, tokens = shares[key]
                 value = share @ (tables[row] - table).square().mean(1)
                 if part.measure == "fvu":

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from test_objectives import OF_EXAMPLES, assert_same, gradients, world
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from stage1 import objectives
@@ -234,14 +241,15 @@ def test_checkpointing_is_enabled_without_a_warning_and_by_its_old_name_where_ne
 
 @pytest.fixture(scope="class")
 def compiler():
-    """Trace without generating code, which is slow on a CPU; count the runs of traced graphs.
+    """Trace without generating code, which is slow on a CPU; count traced graphs and their runs.
 
     What is compiled skips the tests' run-time type checker, which the compiler cannot trace.
     """
-    counted = SimpleNamespace(runs=0)
+    counted = SimpleNamespace(runs=0, graphs=0)
     aot_eager, torch_compile = torch._dynamo.lookup_backend("aot_eager"), torch.compile
 
     def backend(graph, inputs):
+        counted.graphs += 1
         traced = aot_eager(graph, inputs)
 
         def run(*args):
@@ -271,6 +279,13 @@ def compiler():
         patch.setitem(AttentionInterface._global_mapping, engine.ATTENTION, attention)
         yield counted
     torch._dynamo.reset()
+
+
+def compiled_llama(width: int, tokenizer) -> FrozenLM:
+    shape = {"hidden_size": width, "intermediate_size": width, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8, num_hidden_layers=LAYERS, **shape))
+    engine.configure(model.requires_grad_(False).eval(), StudyConfig(compiled=True))
+    return FrozenLM(model, tokenizer, "random")
 
 
 @pytest.fixture(scope="class")
@@ -321,8 +336,25 @@ class TestCompiled:
         terms_of("option2_on_policy", compiled_lm, gold_fraction=0.0, compiled=True)
         assert runs == [0] and compiler.runs > before
 
+    def test_every_model_of_a_process_is_compiled_and_all_lengths_share_its_variants(
+        self, compiler, sharp
+    ):
+        """Three models have more variants than torch compiles unless told otherwise."""
+        torch._dynamo.reset()
+        tokenizer = sharp().tokenizer
+        for width in (16, 32, 48):
+            lm, runs, graphs = compiled_llama(width, tokenizer), compiler.runs, []
+            shapes = [(2, 5), (3, 9), (7, 4), (4, 6), (5, 11)]
+            for shape in shapes:
+                marks = torch.ones(shape, dtype=torch.bool)
+                lm.hidden(torch.zeros(*shape, width, requires_grad=True), marks)
+                with torch.no_grad():
+                    lm.hidden(torch.zeros(*shape, width), marks)
+                graphs.append(compiler.graphs)
+            assert compiler.runs - runs == 2 * len(shapes) * LAYERS
+            assert graphs == [graphs[0]] * len(shapes)
+
     def test_all_settings_at_once_match_the_same_without_the_compiler(self, compiler, fresh):
-        torch._dynamo.reset()  # or variants of a layer would exceed the limit of recompilations
         settings = {"packed": True, "recomputed": 1.0, "matmul": "fp8"}
         lm, plain, before = fresh(**settings, compiled=True), fresh(**settings), compiler.runs
         adapter, context = world(lm, **BUDGETS, packed=True, compiled=True)

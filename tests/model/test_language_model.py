@@ -182,6 +182,15 @@ def test_a_shape_is_frozen_in_evaluation_mode_and_in_the_configs_precision(shape
     assert hidden.isfinite().all() and hidden.std() > 0
 
 
+def test_positions_may_be_marks_or_indices(shape):
+    lm = load(config(shape, shape_only=True))
+    embeddings, marks = lm.embed(torch.tensor([[1, 2, 3], [4, 5, 6]])), torch.ones(2, 3) > 0
+    marks[0, 1] = marks[1, 2] = False
+    assert torch.equal(
+        lm.hidden(embeddings, torch.tensor([0, 2, 3, 4])), lm.hidden(embeddings, marks)
+    )
+
+
 def test_only_the_data_seed_decides_the_weights_of_a_shape(shape):
     sums = []
     for changes in ({}, {}, {"seed": 1}, {"data_seed": 1}):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stage1 import adapter as adapters
 from stage1 import study
@@ -175,6 +176,42 @@ def test_passes_hold_every_row_once_and_rows_of_similar_length():
     assert sorted(np.concatenate(some)) == list(range(6))
     assert [lengths[rows].tolist() for rows in some] == [[2, 2, 3], [7], [8], [9]]
     assert layouts.passes(lengths, None)[0].tolist() == list(range(6))
+
+
+def test_passes_are_of_equal_size_so_that_no_single_row_is_left_over():
+    some = layouts.passes(np.full(7, 5), 16)
+    assert [len(rows) for rows in some] == [2, 2, 3]
+
+
+class Waits(TorchDispatchMode):
+    """Collects operations whose output has a shape that a GPU decides and the host waits for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        is_index = function is torch.ops.aten.index.Tensor
+        marks = [x for x in args[1] if x is not None and x.dtype == torch.bool] if is_index else []
+        if marks or function is torch.ops.aten.nonzero.default:
+            self.found.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_pass_waits_for_positions_that_the_host_knows(prepared, monkeypatch):
+    add_gradients, waits, calls = shared_pass.add_gradients, Waits(), []
+
+    def watched(*given):
+        calls.append(given)
+        with waits:
+            return add_gradients(*given)
+
+    monkeypatch.setattr(shared_pass, "add_gradients", watched)
+    at_once(prepared, ADAPTERS)
+    assert calls and not waits.found
+    with waits:
+        torch.ones(3)[torch.tensor([True, False, True])]
+    assert waits.found
 
 
 def test_ranges_are_the_places_of_the_rows_items():
