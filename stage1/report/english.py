@@ -36,11 +36,11 @@ class English:
     training: dict
     """How the language model was trained, and what it scored."""
     runs: pd.DataFrame
-    """One row per objective, start, warm-up, width K and seed."""
+    """One row per objective, start, warm-up and seed, all at 8x."""
     scores: pd.DataFrame
     """The scores of every answer of these runs."""
     untrained: pd.DataFrame
-    """The conditions that need no training, at every width K that was measured."""
+    """The conditions that need no training, at 8x."""
     trials: pd.DataFrame
     """Trials of learning rates, scored on the selection split."""
 
@@ -53,12 +53,11 @@ class English:
         """The width of 8x compression."""
         return self.D // 8
 
-    def untrained_row(self, condition: str, width: int | None = None) -> pd.Series:
-        at_width = self.untrained["compressed_width"] == (width or self.K)
-        return self.untrained[at_width].set_index("condition").loc[condition]
+    def untrained_row(self, condition: str) -> pd.Series:
+        return self.untrained.set_index("condition").loc[condition]
 
-    def untrained_f1(self, condition: str, width: int | None = None) -> Interval:
-        row = self.untrained_row(condition, width)
+    def untrained_f1(self, condition: str) -> Interval:
+        row = self.untrained_row(condition)
         return Interval(row["f1"], row["f1_low"], row["f1_high"])
 
     @property
@@ -72,12 +71,9 @@ class English:
     def retention(self, f1: Interval) -> Interval:
         return Interval(*(retention(x, self.ceiling, self.floor) for x in f1))
 
-    def cells(
-        self, table: pd.DataFrame, is_warm: bool = True, width: int | None = None
-    ) -> pd.DataFrame:
-        """Return the rows with or without a warm-up, at a width K, by default that of 8x."""
-        warm = (table["warmup_steps"] > 0) == is_warm
-        return table[warm & (table["compressed_width"] == (width or self.K))]
+    def cells(self, table: pd.DataFrame, is_warm: bool = True) -> pd.DataFrame:
+        """Return the rows with or without a warm-up."""
+        return table[(table["warmup_steps"] > 0) == is_warm]
 
     def select(
         self,
@@ -85,15 +81,14 @@ class English:
         objective: str,
         start: tuple = PCA_INVERSE,
         is_warm: bool = True,
-        width: int | None = None,
     ) -> pd.DataFrame:
         """Return the rows of one cell of the study."""
-        cells = self.cells(table, is_warm, width)
+        cells = self.cells(table, is_warm)
         own = (cells[START] == list(start)).all(axis=1) & (cells["objective"] == objective)
         return cells[own]
 
-    def f1(self, objective: str, start: tuple = PCA_INVERSE, **cell) -> Interval:
-        return comparison.interval(self.select(self.scores, objective, start, **cell))
+    def f1(self, objective: str, start: tuple = PCA_INVERSE, is_warm: bool = True) -> Interval:
+        return comparison.interval(self.select(self.scores, objective, start, is_warm))
 
     def has(self, objective: str, start: tuple = PCA_INVERSE, is_warm: bool = True) -> bool:
         return len(self.select(self.runs, objective, start, is_warm)) > 0
@@ -141,11 +136,8 @@ class English:
 
     def on_selection(self) -> pd.DataFrame:
         """Return the best trial of every cell at 8x: F1 on the selection split, and its rate."""
-        own = self.trials[self.trials["compressed_width"] == self.K]
-        rows = []
-        for (objective, *start, steps), trials in own.groupby(
-            ["objective", *START, "warmup_steps"]
-        ):
+        rows, cell = [], ["objective", *START, "warmup_steps"]
+        for (objective, *start, steps), trials in self.trials.groupby(cell):
             best = trials.loc[trials["selection_f1"].idxmax()]
             rate = f"{best['learning_rate']:g}"
             rows.append(

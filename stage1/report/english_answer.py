@@ -146,7 +146,17 @@ def warmup(readers: Sequence[English], almanac: Evidence) -> str:
         other = signed(almanac.warmup_gain(start, RECIPE))
         gains = each(readers, (start, True), (start, False), other)
         said.append(f"To {WORDS[start]} the warm-up adds, in points: {gains}.")
-    return f"{' '.join(said)} Learning rates were searched with it and without."
+    return f"{' '.join(said)} {searched(readers)}"
+
+
+def searched(readers: Sequence[English]) -> str:
+    """Say that the rates were searched, and how many of the best lie at the edge of their grid."""
+    rates = pd.concat([e.on_selection()["learning rate"] for e in readers])
+    edges = rates.str.endswith("edge").sum()
+    return (
+        "Learning rates were searched with it and without; on English "
+        f"{edges} of {len(rates)} best ones lie at the edge of their grid."
+    )
 
 
 def starts(readers: Sequence[English], almanac: Evidence) -> str:

@@ -134,6 +134,9 @@ def test_gains_are_given_for_each_start_with_the_objective_where_it_is_another(a
     said = words.answer([e], almanac)[1]
     assert "To the PCA inverse the warm-up adds, in points: +" in said
     assert "at D = 256, +" in said and "on the almanac. To the adapter as found" in said
+    assert "on English 0 of 6 best ones lie at the edge" in said
+    edge = evidence(trials=trials(*GRID, best=3.0e-3))
+    assert "on English 6 of 6 best ones" in words.answer([edge], almanac)[1]
 
 
 def test_the_best_trial_of_every_cell_is_shown_with_its_rate():
